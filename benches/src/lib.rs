@@ -1,0 +1,1 @@
+//! Times the parts of Milena, and its peers.

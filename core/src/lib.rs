@@ -1,0 +1,1 @@
+//! Milena's cache node, and the operator's tool.

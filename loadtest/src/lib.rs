@@ -1,0 +1,1 @@
+//! Watches the whole: tests of clusters of real processes.

@@ -1,0 +1,1 @@
+//! Milena's router: who is asked.

@@ -1,0 +1,1 @@
+//! Memory, log and object store: how a core of Milena remembers.
