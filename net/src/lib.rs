@@ -1,1 +1,3 @@
-//! Sockets, HTTP/2, gRPC and the mailboxes between cores: how a core of Milena talks.
+//! How a core of Milena talks: sockets, HTTP/2, gRPC, and the mailboxes between cores.
+
+pub mod grpc;

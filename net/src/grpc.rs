@@ -1,0 +1,5 @@
+//! The gRPC framing layer: what stands between HTTP/2 streams and messages.
+//!
+//! Specification: grpc/grpc, doc/PROTOCOL-HTTP2.md and its neighbours.
+
+pub mod status;
