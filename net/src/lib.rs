@@ -2,3 +2,4 @@
 
 pub mod grpc;
 pub mod http2;
+pub mod mesh;
