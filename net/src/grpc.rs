@@ -2,4 +2,7 @@
 //!
 //! Specification: grpc/grpc, doc/PROTOCOL-HTTP2.md and its neighbours.
 
+pub mod client;
+pub mod frame;
+pub mod server;
 pub mod status;
