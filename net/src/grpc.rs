@@ -2,4 +2,8 @@
 //!
 //! Specification: grpc/grpc, doc/PROTOCOL-HTTP2.md and its neighbours.
 
+pub mod health;
+pub mod metadata;
 pub mod status;
+pub mod timeout;
+pub mod watch;
