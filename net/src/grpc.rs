@@ -5,4 +5,8 @@
 pub mod client;
 pub mod frame;
 pub mod server;
+pub mod health;
+pub mod metadata;
 pub mod status;
+pub mod timeout;
+pub mod watch;
