@@ -81,7 +81,7 @@ impl Path {
 
 impl From<&str> for Path {
     fn from(path: &str) -> Self {
-        Self(BytesStr::from(path))
+        Self(BytesStr::try_from(Bytes::copy_from_slice(path.as_bytes())).expect("text"))
     }
 }
 
