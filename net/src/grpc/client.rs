@@ -481,7 +481,7 @@ impl Link {
             let why = self.connection.fault().map(|reason| reason.description().to_owned());
             return Err(Lost(why.unwrap_or_else(|| "the peer said goodbye".to_owned())));
         }
-        if read == Read::More || (!is_reading && self.connection.wants_bytes()) {
+        if (read == Read::More || !is_reading) && self.connection.wants_bytes() {
             cx.waker().wake_by_ref();
         }
         self.connection.rest();
