@@ -5,5 +5,6 @@ pub mod grpc;
 pub mod http2;
 pub mod log;
 pub mod mesh;
+pub mod shutdown;
 pub mod stream;
 pub mod tcp;
