@@ -17,6 +17,8 @@ use std::{
 
 use glommio::{CpuSet, LocalExecutor, LocalExecutorBuilder, Placement, PoolPlacement};
 
+mod wakeful;
+
 /// A core's number within this process, from 0.
 pub type CoreIndex = usize;
 
@@ -213,7 +215,7 @@ impl<T: Send + 'static> Cores<T> {
                     // Nobody listens when another core has failed before; then nobody starts us either.
                     let _ = report.send(outcome);
                     let make_future = started.recv().ok()?;
-                    Some(executor?.run(async move { make_future().await }))
+                    Some(wakeful::run(&executor?, async move { make_future().await }))
                 })
                 .map_err(|source| StartError::Thread { core, source })?;
             threads.push(thread);
@@ -230,7 +232,6 @@ impl<T: Send + 'static> Cores<T> {
     }
 
     /// Waits until every core's future has ended, and returns what they returned, in the order of the cores.
-    #[must_use]
     pub fn join(self) -> Vec<T> {
         let join = |thread: JoinHandle<Option<T>>| thread.join().expect("a panic aborts").expect("it was started");
         self.threads.into_iter().map(join).collect()
@@ -421,7 +422,7 @@ mod tests {
                     futures::future::pending::<()>().await;
                 }
             };
-            let _ = Cores::start(CoresConfig::new(1), run).unwrap().join();
+            Cores::start(CoresConfig::new(1), run).unwrap().join();
             unreachable!("the core never ends by itself");
         }
         let mut child = Command::new(std::env::current_exe().unwrap());

@@ -17,6 +17,9 @@
 //! ```
 //! What it asks of us: completions on the main ring arrive at the next entry into the kernel, so long computations
 //! yield by a budget of their own.
+//!
+//! Second, [`before_enter`] lets a thread look at each of its calls of `io_uring_enter` and turn a wait down. What for:
+//! `net/src/cores/wakeful.rs`.
 
 use std::cell::Cell;
 
@@ -35,6 +38,17 @@ struct ParamsHead {
 thread_local! {
     /// The runtime makes its latency ring right after its polled one: the only way to tell it from the main ring.
     static LATENCY_RING_IS_NEXT: Cell<bool> = const { Cell::new(false) };
+}
+
+thread_local! {
+    static BEFORE_ENTER: Cell<Option<fn(bool) -> bool>> = const { Cell::new(None) };
+}
+
+/// From now on calls `look` before each `io_uring_enter` of this thread, with whether that call would wait for
+/// completions. When it answers `false`, the kernel is not asked, and the caller sees what a signal would have
+/// caused: `EINTR`, nothing submitted, nothing lost. `None` ends it.
+pub fn before_enter(look: Option<fn(would_wait: bool) -> bool>) {
+    BEFORE_ENTER.set(look);
 }
 
 /// `io_uring_setup(entries, params)`. Answers a file descriptor or a negated error number.
@@ -73,13 +87,19 @@ pub unsafe fn syscall4(number: usize, a: usize, b: usize, c: usize, d: usize) ->
     unsafe { negated(libc::syscall(number as libc::c_long, a, b, c, d)) }
 }
 
-/// `io_uring_enter`.
+/// `io_uring_enter(ring, to_submit, min_complete, flags, ..)`.
 ///
 /// # Safety
 /// As the system call demands.
-pub unsafe fn syscall6(number: usize, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> usize {
+pub unsafe fn syscall6(number: usize, a: usize, b: usize, min_complete: usize, d: usize, e: usize, f: usize) -> usize {
+    assert_eq!(number as libc::c_long, libc::SYS_io_uring_enter, "the only call with six arguments");
+    if let Some(look) = BEFORE_ENTER.get()
+        && !look(min_complete > 0)
+    {
+        return (-(libc::EINTR as isize)).cast_unsigned();
+    }
     // SAFETY: passed on as it came.
-    unsafe { negated(libc::syscall(number as libc::c_long, a, b, c, d, e, f)) }
+    unsafe { negated(libc::syscall(number as libc::c_long, a, b, min_complete, d, e, f)) }
 }
 
 /// The kernel's own convention, which libc turns into -1 and `errno`: a negative answer is the error.
