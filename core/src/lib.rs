@@ -1,1 +1,4 @@
 //! Milena's cache node, and the operator's tool.
+
+pub mod config;
+pub mod membership;
