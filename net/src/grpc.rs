@@ -4,9 +4,10 @@
 
 pub mod client;
 pub mod frame;
-pub mod server;
 pub mod health;
 pub mod metadata;
+pub mod reflection;
+pub mod server;
 pub mod status;
 pub mod timeout;
 pub mod watch;

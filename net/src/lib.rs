@@ -2,6 +2,7 @@
 
 pub mod grpc;
 pub mod http2;
-pub mod mesh;
 pub mod log;
+pub mod mesh;
 pub mod stream;
+pub mod tcp;

@@ -53,7 +53,7 @@ pub(crate) struct PeerGone;
 pub(crate) enum Read {
     /// Everything there was.
     Drained,
-    /// The turn's share; there may be more.
+    /// The turn's share, or what was wanted; there may be more, and nothing will tell of it.
     More,
 }
 
@@ -73,7 +73,7 @@ impl Socket {
                 Poll::Ready(Ok(bytes)) => {
                     left_bytes = left_bytes.saturating_sub(bytes);
                     if !take(&buffer[..bytes]) {
-                        return Ok(Read::Drained);
+                        return Ok(Read::More);
                     }
                 }
                 Poll::Pending => return Ok(Read::Drained),

@@ -30,6 +30,7 @@ use h2::frame::{BytesStr, Pseudo};
 use http::{
     HeaderMap, HeaderValue, Method as HttpMethod, StatusCode,
     header::{CONTENT_TYPE, TE, USER_AGENT},
+    uri::Authority,
 };
 use milena_proto::method::Method;
 
@@ -127,7 +128,7 @@ impl Channel {
         let (host, port) = authority
             .rsplit_once(':')
             .and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)))
-            .filter(|(host, port)| !host.is_empty() && *port > 0 && !authority.contains('/'))
+            .filter(|(host, port)| !host.is_empty() && *port > 0 && authority.parse::<Authority>().is_ok())
             .ok_or_else(|| AddressError::Malformed(address.to_owned()))?;
         let shared = Rc::new(RefCell::new(Shared {
             queue: VecDeque::new(),
@@ -138,7 +139,7 @@ impl Channel {
         let task = Task {
             shared: shared.clone(),
             address: address.to_owned(),
-            authority: BytesStr::from(authority),
+            authority: text(Bytes::copy_from_slice(authority.as_bytes())),
             host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
             port,
             limits,
@@ -477,10 +478,10 @@ impl Link {
         let lost = |_| Lost("the connection was lost".to_owned());
         self.socket.send(&mut self.connection, now, cx).map_err(lost)?;
         if self.connection.is_over() {
-            let why = self.connection.fault().map_or("the peer said goodbye", |reason| reason.description());
-            return Err(Lost(why.to_owned()));
+            let why = self.connection.fault().map(|reason| reason.description().to_owned());
+            return Err(Lost(why.unwrap_or_else(|| "the peer said goodbye".to_owned())));
         }
-        if read == Read::More || (!is_reading && self.connection.wants_bytes()) {
+        if (read == Read::More || !is_reading) && self.connection.wants_bytes() {
             cx.waker().wake_by_ref();
         }
         self.connection.rest();
@@ -505,9 +506,9 @@ impl Link {
             };
             let pseudo = Pseudo {
                 method: Some(HttpMethod::POST),
-                scheme: Some(BytesStr::from_static("http")),
+                scheme: Some(text(Bytes::from_static(b"http"))),
                 authority: Some(authority.clone()),
-                path: Some(BytesStr::from_static(path)),
+                path: Some(text(Bytes::from_static(path.as_bytes()))),
                 ..Pseudo::default()
             };
             let remaining = deadline.saturating_duration_since(now);
@@ -563,6 +564,10 @@ impl Link {
             }
         }
     }
+}
+
+fn text(bytes: Bytes) -> BytesStr {
+    BytesStr::try_from(bytes).expect("made of text")
 }
 
 fn request_headers(remaining: Duration) -> HeaderMap {

@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn a_message_in_one_frame_is_not_copied() {
         let whole = stream(&[b"message"]);
-        let (messages, _) = push_all(&[whole.clone()]);
+        let (messages, _) = push_all(std::slice::from_ref(&whole));
         assert_eq!(messages[0].as_ptr(), whole[5..].as_ptr());
     }
 

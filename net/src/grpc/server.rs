@@ -81,7 +81,7 @@ impl Path {
 
 impl From<&str> for Path {
     fn from(path: &str) -> Self {
-        Self(BytesStr::from(path))
+        Self(BytesStr::try_from(Bytes::copy_from_slice(path.as_bytes())).expect("text"))
     }
 }
 
@@ -314,7 +314,7 @@ impl<S: Service> Shell<S> {
             return Poll::Ready(());
         }
         // What was left unread for a full outbox is read now that the outbox is empty.
-        if read == Read::More || (!is_reading && connection.wants_bytes()) {
+        if (read == Read::More || !is_reading) && connection.wants_bytes() {
             cx.waker().wake_by_ref(); // After the others of this core.
         }
         connection.rest();

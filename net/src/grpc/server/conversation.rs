@@ -300,9 +300,10 @@ impl<S: Service> Conversation<S> {
     }
 
     fn on_data(&mut self, key: StreamKey, mut data: Bytes, is_end: bool, now: Instant) {
+        let message_bytes_max = self.message_bytes_max;
         loop {
             let Some(call) = self.call(key) else { return };
-            match call.assembler.push(&mut data, self.message_bytes_max) {
+            match call.assembler.push(&mut data, message_bytes_max) {
                 Ok(Some(message)) if call.kind == Kind::Reflection => self.answer_reflection(key, &message),
                 Ok(Some(_)) if call.message.is_some() => return self.fail(key, &cardinality()),
                 Ok(Some(message)) => call.message = Some(message),
@@ -331,9 +332,14 @@ impl<S: Service> Conversation<S> {
         self.held_bytes > self.profile.held_bytes_max
     }
 
+    fn release_held(&mut self, key: StreamKey) {
+        let held_bytes = self.call(key).map_or(0, |call| std::mem::take(&mut call.held_bytes));
+        self.held_bytes -= held_bytes;
+    }
+
     fn on_end(&mut self, key: StreamKey, now: Instant) {
+        self.release_held(key);
         let Some(call) = self.call(key) else { return };
-        self.held_bytes -= std::mem::take(&mut call.held_bytes);
         if !call.assembler.is_between_messages() {
             return self.fail(key, &Status::new(Code::Internal, "the request ends within a message"));
         }
@@ -344,14 +350,16 @@ impl<S: Service> Conversation<S> {
         if call.deadline.is_some_and(|deadline| deadline <= now) {
             return self.fail(key, &Status::new(Code::DeadlineExceeded, "the deadline had passed on arrival"));
         }
+        let kind = call.kind;
         if self.connection.backlog_bytes() > self.profile.held_bytes_max {
             let text = "this connection has too many bytes of answers that it does not read";
             return self.fail(key, &Status::resource_exhausted(text, PUSHBACK_MS));
         }
-        match call.kind {
+        match kind {
             Kind::Call(effect) => self.start(key, effect, message),
             Kind::HealthCheck => {
-                let reply = self.health.check(&message).map_or_else(Reply::Failed, |answer| Reply::Message(answer.into()));
+                let reply =
+                    self.health.check(&message).map_or_else(Reply::Failed, |answer| Reply::Message(answer.into()));
                 self.reply(key, reply);
             }
             Kind::HealthWatch => {
@@ -363,8 +371,9 @@ impl<S: Service> Conversation<S> {
     }
 
     fn start(&mut self, key: StreamKey, effect: Effect, message: Bytes) {
+        let peer = self.peer;
         let Some(call) = self.call(key) else { return };
-        let request = Request { path: call.path.clone(), message, deadline: call.deadline, peer: self.peer };
+        let request = Request { path: call.path.clone(), message, deadline: call.deadline, peer };
         let mut future = self.spare.pop().unwrap_or_else(|| Box::pin(None));
         future.set(Some(self.service.call(request)));
         // Most calls are hits and end here. One that does not is polled again at once, with a waker of its own.
@@ -377,7 +386,9 @@ impl<S: Service> Conversation<S> {
             }
             Poll::Pending => {
                 let slot = Rc::new(RefCell::new(Slot { key, effect, future: Some(future), waker: None }));
-                call.slot = Some(slot.clone());
+                if let Some(call) = self.call(key) {
+                    call.slot = Some(slot.clone());
+                }
                 self.waiting.push(Waiting(slot));
             }
         }
@@ -409,12 +420,8 @@ impl<S: Service> Conversation<S> {
 
     fn fail(&mut self, key: StreamKey, status: &Status) {
         let mut trailers = status.to_trailers();
-        let Some(call) = self.call(key) else {
-            trailers.insert(CONTENT_TYPE, CONTENT_TYPE_GRPC);
-            return self.connection.send_head(key, StatusCode::OK, trailers, true);
-        };
-        self.held_bytes -= std::mem::take(&mut call.held_bytes);
-        if call.has_head || call.watch.is_some() {
+        self.release_held(key);
+        if self.call(key).is_some_and(|call| call.has_head || call.watch.is_some()) {
             return self.connection.end_with(key, trailers);
         }
         trailers.insert(CONTENT_TYPE, CONTENT_TYPE_GRPC); // Trailers-Only: one block, head and end at once.
@@ -528,6 +535,8 @@ fn frame_status(error: &FrameError, is_encoded: bool) -> Status {
             Status::new(Code::Unimplemented, "compressed messages are not supported").with_trailer(accept.0, accept.1)
         }
         FrameError::Compressed => Status::new(Code::Internal, "a compressed message without a grpc-encoding"),
-        FrameError::Flag(flag) => Status::new(Code::Internal, format!("a message begins with {flag}; 0 and 1 are allowed")),
+        FrameError::Flag(flag) => {
+            Status::new(Code::Internal, format!("a message begins with {flag}; 0 and 1 are allowed"))
+        }
     }
 }
