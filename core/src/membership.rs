@@ -7,18 +7,32 @@
 //!      └── one such circle for each router of ROUTER_ADDR; the node is a member while any lease lasts
 //! ```
 //! A router that is gone changes nothing for those who already talk to this node: it serves on, and joins again.
-//! The arithmetic is pure ([`Membership`]: events and time in, decisions out).
+//! The arithmetic is pure ([`Membership`]: events and time in, decisions out); the loop that sends is [`Links::keep`].
 
 use std::{
+    cell::RefCell,
     fmt,
     fs::{self, File, TryLockError},
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _, UdpSocket},
     path::{Path, PathBuf},
+    rc::Rc,
     time::{Duration, Instant},
 };
 
-use milena_proto::{placement::mix64, router_server::JoinResponse};
+use futures::future::{self, Either};
+use milena_net::{
+    grpc::{
+        client::{CallError, Channel},
+        status::Code,
+    },
+    task,
+};
+use milena_proto::{
+    method::{ROUTER_JOIN, ROUTER_LEAVE},
+    placement::mix64,
+    router_server::{JoinRequest, JoinResponse, LeaveRequest},
+};
 use milena_storage::Timestamp;
 
 /// Time between two Joins. A shorter lease is renewed four times within it.
@@ -33,6 +47,9 @@ pub const REFUSED_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long one Join may take.
 pub const JOIN_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long a goodbye may take: a router that does not hear it finds out when the lease ends.
+pub const LEAVE_DEADLINE: Duration = Duration::from_secs(1);
 
 /// What the node knows about its own membership: one link to each router. Pure.
 #[derive(Debug)]
@@ -167,6 +184,12 @@ impl Membership {
         self.links.iter().any(|link| link.lease != Lease::None)
     }
 
+    /// Whether `router` has accepted this node since it started, so that it may still count it in.
+    #[must_use]
+    pub fn is_known_to(&self, router: usize) -> bool {
+        self.links[router].lease != Lease::None
+    }
+
     /// The latest topology that any router told; 0 = none yet.
     #[must_use]
     pub fn epoch(&self) -> u64 {
@@ -186,6 +209,102 @@ impl Link {
         let is_new = self.standing != standing;
         self.standing = standing;
         if is_new { news } else { News::Nothing }
+    }
+}
+
+/// A node's links to its routers: on core 0, for as long as the node runs.
+#[derive(Debug)]
+pub struct Links {
+    /// Each router as it was written, and the way to it.
+    pub routers: Vec<(String, Channel)>,
+    /// What every Join says; the epoch is filled in.
+    pub announcement: JoinRequest,
+    /// What comes of it. Nothing here holds a borrow of it while it waits.
+    pub membership: Rc<RefCell<Membership>>,
+}
+
+impl Links {
+    /// Joins every router again and again until `stop` is ready, and then says goodbye to each that counted us in. Takes at
+    /// most [`JOIN_DEADLINE`] and [`LEAVE_DEADLINE`] from there, because a Join that is under way must not follow the goodbye.
+    pub async fn keep<S: Future<Output = ()> + Clone + Unpin>(&self, stop: S) {
+        let links = (0..self.routers.len()).map(|router| self.keep_one(router, stop.clone()));
+        future::join_all(links).await;
+        self.membership.borrow_mut().left();
+    }
+
+    async fn keep_one(&self, router: usize, mut stop: impl Future<Output = ()> + Unpin) {
+        loop {
+            let due = self.membership.borrow().due(router).expect("no Join is under way");
+            let waiting = std::pin::pin!(task::sleep_until(due));
+            if let Either::Left(_) = future::select(&mut stop, waiting).await {
+                break;
+            }
+            self.join(router).await;
+        }
+        self.leave(router).await;
+    }
+
+    async fn join(&self, router: usize) {
+        let (address, channel) = &self.routers[router];
+        let epoch = {
+            let mut membership = self.membership.borrow_mut();
+            membership.asked(router);
+            membership.epoch()
+        };
+        let request = JoinRequest { epoch, ..self.announcement.clone() };
+        let sent = Instant::now();
+        let answer = channel.unary(ROUTER_JOIN, &request, sent + JOIN_DEADLINE).await;
+
+        let now = Instant::now();
+        let mut membership = self.membership.borrow_mut();
+        let news = match &answer {
+            Ok(response) => membership.answered(router, sent, now, response),
+            Err(error) => membership.failed(router, now, Failure::of(error)),
+        };
+        let reason = answer.as_ref().map_or_else(|error| error.status.to_string(), |_| "not successful".to_owned());
+        match news {
+            News::Nothing => {}
+            News::Joined => match answer.map_or(0, |response| response.lease_ms) {
+                0 => tracing::info!("joined {address} without a lease; epoch {}", membership.epoch()),
+                lease_ms => tracing::info!("joined {address}: lease {lease_ms} ms, epoch {}", membership.epoch()),
+            },
+            News::Lost => tracing::warn!("router {address} does not answer: {reason}; serving on, joining again"),
+            News::Refused => tracing::error!(
+                "router {address} refuses this node as {}: {reason}; trying again every {} s",
+                self.announcement.address,
+                REFUSED_INTERVAL.as_secs()
+            ),
+        }
+    }
+
+    async fn leave(&self, router: usize) {
+        let (address, channel) = &self.routers[router];
+        if !self.membership.borrow().is_known_to(router) {
+            return;
+        }
+        let JoinRequest { address: own, node_id, .. } = &self.announcement;
+        let request = LeaveRequest { address: own.clone(), node_id: node_id.clone(), drain: false };
+        match channel.unary(ROUTER_LEAVE, &request, Instant::now() + LEAVE_DEADLINE).await {
+            Ok(_) => tracing::info!("left {address}"),
+            Err(error) => {
+                tracing::warn!("router {address} did not hear the goodbye: {}; it will miss us", error.status);
+            }
+        }
+    }
+}
+
+impl Failure {
+    fn of(error: &CallError) -> Self {
+        match error.status.code {
+            Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::FailedPrecondition
+            | Code::Unauthenticated
+            | Code::Unimplemented => Self::Refused,
+            _ => Self::NoAnswer,
+        }
     }
 }
 
