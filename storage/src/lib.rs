@@ -7,6 +7,7 @@
 
 pub mod entry;
 pub mod error;
+pub mod memory;
 pub mod tier;
 
 pub use entry::{Entry, Timestamp, Version};
