@@ -6,4 +6,5 @@ pub mod http2;
 pub mod log;
 pub mod mesh;
 pub mod stream;
+pub mod task;
 pub mod tcp;
