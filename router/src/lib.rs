@@ -1,1 +1,3 @@
 //! Milena's router: who is asked.
+
+pub mod members;
