@@ -38,7 +38,7 @@ use http::{HeaderMap, StatusCode, header::CONTENT_LENGTH};
 
 use self::{
     flow::{Overflow, ReceiveWindow, SendWindow},
-    limits::{Meter, OUTBOX_BYTES_MAX, Profile},
+    limits::{Meter, OUTBOX_BYTES_MAX, Profile, RESTING_BYTES_MAX},
     streams::{Backlog, Ending, Stream, Streams},
     wire::Wire,
 };
@@ -70,6 +70,9 @@ const PADDED: u8 = 0x8;
 
 /// The PING that asks whether the first GOAWAY of a drain has arrived.
 const DRAIN_PING: [u8; 8] = *b"mldrain\0";
+
+/// The PING that only wants to be answered.
+const LIVENESS_PING: [u8; 8] = *b"mlalive\0";
 
 /// Which end of the connection we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -670,10 +673,16 @@ impl<T> Connection<T> {
         self.streams.get_mut(key)?.attachment.as_mut()
     }
 
-    /// Whether the stream is open; one that has ended on both sides is not.
+    /// Whether something can still be said on the stream.
     #[must_use]
     pub fn is_open(&self, key: StreamKey) -> bool {
-        self.streams.get(key).is_some()
+        self.streams.get(key).is_some_and(|stream| stream.backlog.ending.is_none())
+    }
+
+    /// Whether the stream has something to say that waits for a window.
+    #[must_use]
+    pub fn has_backlog(&self, key: StreamKey) -> bool {
+        self.streams.get(key).is_some_and(|stream| !stream.backlog.parts.is_empty())
     }
 
     /// Says the head of a response; with `is_end`, nothing follows it.
@@ -754,6 +763,11 @@ impl<T> Connection<T> {
         stream.attachment.take()
     }
 
+    /// Asks the peer for a sign of life.
+    pub fn send_ping(&mut self) {
+        self.put_frame(frame::Ping::new(LIVENESS_PING).into());
+    }
+
     /// Asks the peer to open no more streams, in two steps so that none is lost (section 6.8). The connection
     /// [ends](Connection::is_over) when the last open stream has.
     pub fn begin_drain(&mut self) {
@@ -810,12 +824,12 @@ impl<T> Connection<T> {
         self.streams.keys().collect()
     }
 
-    /// Gives buffers back while nothing happens.
+    /// Gives large buffers back when they are empty, so that a connection that falls silent costs little.
     pub fn rest(&mut self) {
-        if self.inbound.is_empty() {
+        if self.inbound.is_empty() && self.inbound.capacity() > RESTING_BYTES_MAX {
             self.inbound = BytesMut::new();
         }
-        self.outbox().release();
+        self.outbox().rest();
     }
 
     fn end(&mut self, key: StreamKey, ending: Ending) {

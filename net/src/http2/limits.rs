@@ -71,6 +71,9 @@ pub static LINK: Profile = Profile {
 /// Bytes that may wait in a connection's outbox before we neither read more nor turn more answers into frames.
 pub const OUTBOX_BYTES_MAX: usize = 256 << 10;
 
+/// What an empty buffer may keep between two turns of its connection.
+pub(crate) const RESTING_BYTES_MAX: usize = 32 << 10;
+
 /// Streams we have reset whose frames, still on their way, are taken in silence.
 pub(crate) const RESET_STREAMS_REMEMBERED: usize = 1024;
 

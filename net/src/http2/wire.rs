@@ -10,6 +10,8 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::limits::RESTING_BYTES_MAX;
+
 /// Values from this size on are sent from where they lie; smaller ones are copied beside their neighbours, which is
 /// cheaper than one more element in a gathered write.
 pub const COPIED_BYTES_MAX: usize = 16 << 10;
@@ -90,9 +92,9 @@ impl Outbox {
         }
     }
 
-    /// Gives the buffer back, for connections that fall silent.
-    pub(crate) fn release(&mut self) {
-        if self.is_empty() {
+    /// Gives a large buffer back when it is empty.
+    pub(crate) fn rest(&mut self) {
+        if self.is_empty() && self.tail.capacity() > RESTING_BYTES_MAX {
             self.tail = BytesMut::new();
         }
     }
