@@ -20,10 +20,10 @@
 
 use std::{fmt, sync::Arc, time::Instant};
 
+use milena_proto::limits::SLOTS_MAX;
 use serde::{Deserialize, Serialize};
 
 use crate::members::{Joined, Lapsed, Member, Members, Refusal, Slot, State, View, is_address};
-use milena_proto::limits::SLOTS_MAX;
 
 /// The version of the document's format that we write and read.
 pub const DOCUMENT_VERSION: u32 = 1;
@@ -112,7 +112,7 @@ impl Document {
         Self { version: DOCUMENT_VERSION, epoch: view.epoch(), slots }
     }
 
-    /// Its bytes: JSON, one line for each slot would be nicer to read but people have `jq`.
+    /// Its bytes: JSON.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("strings, numbers and lists have a JSON form")
@@ -409,7 +409,8 @@ impl Authority {
                     self.events.push(Event::WrittenAgain);
                 }
                 let is_durable = |waiting: &Waiting| waiting.epoch <= self.view.epoch();
-                let (durable, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting).into_iter().partition(is_durable);
+                let (durable, waiting): (Vec<_>, Vec<_>) =
+                    std::mem::take(&mut self.waiting).into_iter().partition(is_durable);
                 self.waiting = waiting;
                 for Waiting { asker, answer, .. } in durable {
                     self.answer_now(asker, answer);
@@ -438,5 +439,272 @@ impl Authority {
     /// What has happened since the last call.
     pub fn take_events(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.events)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::members::{LEASE, LEASE_MARGIN};
+
+    struct Town {
+        authority: Authority,
+        now: Instant,
+        next_ticket: u64,
+    }
+
+    fn town() -> Town {
+        Town { authority: Authority::new(Members::new()), now: Instant::now(), next_ticket: 0 }
+    }
+
+    fn node(name: &str) -> Member {
+        Member {
+            node_id: name.into(),
+            address: format!("http://{name}:1"),
+            shard_addresses: vec![format!("http://{name}:2"), format!("http://{name}:3")],
+            weight: u32::MAX,
+            incarnation: 1,
+            zone: "z1".into(),
+        }
+    }
+
+    impl Town {
+        /// Asks, and returns the question's ticket.
+        fn ask(&mut self, question: Question) -> u64 {
+            self.next_ticket += 1;
+            let asker = Asker { core: 0, ticket: self.next_ticket };
+            self.authority.ask(asker, question, self.now);
+            self.next_ticket
+        }
+
+        fn join(&mut self, name: &str) -> u64 {
+            self.ask(Question::Join(node(name)))
+        }
+
+        fn leave(&mut self, name: &str) -> u64 {
+            self.ask(Question::Leave { node_id: name.into(), address: String::new() })
+        }
+
+        /// Everything that is to be written is, until there is nothing more.
+        fn write(&mut self) {
+            while self.authority.to_write().is_some() {
+                self.authority.written(Ok(()));
+            }
+        }
+
+        fn answers(&mut self) -> Vec<(u64, Answer)> {
+            self.authority.take_answers().into_iter().map(|(asker, answer)| (asker.ticket, answer)).collect()
+        }
+
+        fn pass(&mut self, time: Duration) {
+            self.now += time;
+            self.authority.tick(self.now);
+        }
+    }
+
+    fn joined(epoch: u64) -> Answer {
+        Answer::Joined { epoch, lease_ms: 5000 }
+    }
+
+    fn failed() -> Result<(), Unwritten> {
+        Err(Unwritten::Failed("disk full".into()))
+    }
+
+    #[test]
+    fn a_join_is_answered_and_shown_when_the_table_is_written_and_not_before() {
+        let mut town = town();
+        let ticket = town.join("a");
+        let document = town.authority.to_write().unwrap();
+        assert_eq!((document.epoch(), town.answers(), town.authority.view().epoch()), (1, vec![], 0));
+        town.authority.written(Ok(()));
+        assert_eq!((town.answers(), town.authority.view().epoch()), (vec![(ticket, joined(1))], 1));
+    }
+
+    #[test]
+    fn what_comes_during_a_write_is_written_together_by_the_next() {
+        let mut town = town();
+        town.join("a");
+        let first = town.authority.to_write().unwrap();
+        let (b, c) = (town.join("b"), town.join("c"));
+        assert_eq!(town.authority.to_write(), None, "one write at a time");
+        town.authority.written(Ok(()));
+        assert_eq!(town.answers(), [(1, joined(1))]);
+        let second = town.authority.to_write().unwrap();
+        assert_eq!((first.epoch(), second.epoch()), (1, 3));
+        town.authority.written(Ok(()));
+        assert_eq!(town.answers(), [(b, joined(3)), (c, joined(3))]);
+    }
+
+    #[test]
+    fn a_renewal_is_answered_at_once_also_while_another_node_waits_for_a_write() {
+        let mut town = town();
+        town.join("a");
+        town.write();
+        town.answers();
+        town.join("b");
+        assert!(town.authority.to_write().is_some());
+        let renewal = town.join("a");
+        assert_eq!(town.answers(), [(renewal, joined(1))], "with the epoch that everybody may know");
+        let impatient = town.join("b");
+        assert_eq!(town.answers(), [], "but not that of a node whose own change is not written");
+        town.authority.written(Ok(()));
+        assert_eq!(town.answers(), [(2, joined(2)), (impatient, joined(2))]);
+    }
+
+    #[test]
+    fn while_the_store_fails_the_table_stands_still_and_the_next_tick_tries_again() {
+        let mut town = town();
+        town.join("a");
+        town.write();
+        town.answers();
+        let newcomer = town.join("b");
+        assert!(town.authority.to_write().is_some());
+        town.authority.written(failed());
+        assert_eq!(town.answers(), [(newcomer, Answer::Unwritten("disk full".into()))]);
+        assert_eq!((town.authority.view().epoch(), town.authority.to_write()), (1, None));
+        let renewal = town.join("a");
+        assert_eq!(town.answers(), [(renewal, joined(1))]);
+
+        town.pass(Duration::from_millis(250));
+        assert!(town.authority.to_write().is_some());
+        let retried = town.join("b");
+        town.authority.written(Ok(()));
+        assert_eq!(town.answers(), [(retried, joined(2))]);
+    }
+
+    #[test]
+    fn trouble_is_told_once_and_so_is_its_end() {
+        let mut town = town();
+        town.join("a");
+        for _ in 0..3 {
+            assert!(town.authority.to_write().is_some());
+            town.authority.written(failed());
+            town.pass(Duration::from_millis(250));
+        }
+        town.write();
+        let is_about_writing = |event: &Event| matches!(event, Event::Unwritten(_) | Event::WrittenAgain);
+        let told: Vec<Event> = town.authority.take_events().into_iter().filter(is_about_writing).collect();
+        assert_eq!(told, [Event::Unwritten(failed().unwrap_err()), Event::WrittenAgain]);
+    }
+
+    #[test]
+    fn an_authority_that_was_deposed_decides_nothing_any_more() {
+        let mut town = town();
+        town.join("a");
+        town.write();
+        town.join("b");
+        assert!(town.authority.to_write().is_some());
+        town.authority.written(Err(Unwritten::Deposed("somebody else".into())));
+        town.answers();
+        let renewal = town.join("a");
+        assert_eq!(town.answers(), [(renewal, Answer::Unwritten("somebody else".into()))]);
+        town.pass(LEASE * 3);
+        assert_eq!((town.authority.to_write(), town.authority.view().count(State::Live)), (None, 1));
+    }
+
+    #[test]
+    fn a_death_is_shown_after_it_is_written() {
+        let mut town = town();
+        town.join("a");
+        town.join("b");
+        town.write();
+        town.pass(LEASE);
+        town.join("b");
+        town.pass(LEASE_MARGIN);
+        assert_eq!(town.authority.view().count(State::Live), 2);
+        town.write();
+        assert_eq!((town.authority.view().count(State::Dead), town.authority.view().epoch()), (1, 3));
+    }
+
+    #[test]
+    fn a_leave_is_answered_when_written_and_a_second_one_says_that_there_was_nobody() {
+        let mut town = town();
+        town.join("a");
+        town.write();
+        town.answers();
+        let (first, second) = (town.leave("a"), town.leave("a"));
+        assert_eq!(town.answers(), []);
+        town.write();
+        assert_eq!(
+            town.answers(),
+            [(first, Answer::Left { was_member: true }), (second, Answer::Left { was_member: false })]
+        );
+    }
+
+    #[test]
+    fn a_refusal_is_answered_at_once_and_nothing_is_written() {
+        let mut town = town();
+        town.join("a");
+        town.write();
+        town.answers();
+        let refused = town.ask(Question::Join(Member { node_id: "b".into(), ..node("a") }));
+        let answers = town.answers();
+        assert!(
+            matches!(&answers[..], [(ticket, Answer::Refused(Refusal::AddressTaken { .. }))] if *ticket == refused)
+        );
+        assert_eq!(town.authority.to_write(), None);
+    }
+
+    #[test]
+    fn a_restart_brings_the_same_table_back_with_holes_deaths_and_pins() {
+        let mut town = town();
+        for name in ["a", "b", "c", "d"] {
+            town.join(name);
+        }
+        town.leave("b");
+        town.ask(Question::Join(Member { node_id: String::new(), shard_addresses: vec![], ..node("p") }));
+        town.leave("c");
+        town.pass(LEASE);
+        town.join("d");
+        town.pass(LEASE_MARGIN);
+        town.write();
+        let view = town.authority.view();
+
+        let bytes = Document::of(view).encode();
+        let members = Document::parse(&bytes).unwrap().into_members(town.now);
+        assert_eq!((members.epoch(), members.view().slots()), (view.epoch(), view.slots()));
+        assert_eq!(view.count(State::Pinned) + view.count(State::Dead) + view.count(State::Live), 3);
+    }
+
+    #[test]
+    fn the_document_is_readable_by_people_and_later_versions() {
+        let golden = concat!(
+            r#"{"version":1,"epoch":2,"slots":[null,{"node_id":"a","address":"http://a:1","#,
+            r#""shard_addresses":["http://a:2","http://a:3"],"weight":4294967295,"zone":"z1","incarnation":1,"#,
+            r#""state":"live","since_epoch":2}]}"#
+        );
+        let document = Document::parse(golden.as_bytes()).unwrap();
+        assert_eq!(String::from_utf8(document.encode()).unwrap(), golden);
+    }
+
+    #[test]
+    fn bytes_that_no_authority_wrote_are_refused_with_a_reason() {
+        let golden = concat!(
+            r#"{"version":1,"epoch":2,"slots":[{"node_id":"a","address":"http://a:1","shard_addresses":[],"#,
+            r#""weight":5,"zone":"","incarnation":1,"state":"live","since_epoch":2}]}"#
+        );
+        assert!(Document::parse(golden.as_bytes()).is_ok());
+        for end in 0..golden.len() {
+            assert!(Document::parse(&golden.as_bytes()[..end]).is_err(), "cut at {end}");
+        }
+        let cases = [
+            ("\"version\":1", "\"version\":2", "a topology of version 2; this program reads version 1"),
+            ("http://a:1", "a:1", "not a topology: slot 0 has an address that is none"),
+            ("\"since_epoch\":2", "\"since_epoch\":3", "not a topology: slot 0 has a since_epoch that is yet to come"),
+            ("\"weight\":5", "\"weight\":0", "not a topology: slot 0 has a weight of 0"),
+            ("\"live\"", "\"gone\"", "not a topology: unknown variant"),
+            ("\"zone\"", "\"zome\"", "not a topology: unknown field"),
+            (
+                "\"node_id\":\"a\"",
+                "\"node_id\":\"\"",
+                "not a topology: slot 0 has a pinned member with an id, or one without that is not pinned",
+            ),
+        ];
+        for (from, to, reason) in cases {
+            let error = Document::parse(golden.replace(from, to).as_bytes()).unwrap_err().to_string();
+            assert!(error.starts_with(reason), "{error}");
+        }
     }
 }
