@@ -213,6 +213,15 @@ pub struct Asker {
     pub ticket: u64,
 }
 
+/// What comes into the mailbox of the authority's core.
+#[derive(Debug)]
+pub enum ToAuthority {
+    /// A question from a core.
+    Ask(Asker, Question),
+    /// The write is done, or not.
+    Written(Result<(), Unwritten>),
+}
+
 /// What is asked of the authority.
 #[derive(Clone, Debug)]
 pub enum Question {

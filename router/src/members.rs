@@ -275,7 +275,8 @@ impl Member {
         }
     }
 
-    fn addresses(&self) -> impl Iterator<Item = &str> {
+    /// The common address and those of the cores.
+    pub fn addresses(&self) -> impl Iterator<Item = &str> {
         std::iter::once(&self.address).chain(&self.shard_addresses).map(String::as_str)
     }
 }
@@ -347,6 +348,11 @@ impl View {
         let slot = placement::slot(key.hash(), &self.weights)?;
         let member = &self.slots[slot].as_ref().expect("a hole has weight 0").member;
         Some(Owner { slot, core: placement::core(key.hash(), member.core_count()), member })
+    }
+
+    /// The members that are alive, pinned ones included.
+    pub fn living(&self) -> impl Iterator<Item = &Arc<Member>> {
+        self.slots.iter().flatten().filter(|slot| slot.state != State::Dead).map(|slot| &slot.member)
     }
 
     /// How many slots have a member in `state`.

@@ -33,6 +33,9 @@ pub const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// The longest.
 pub const PAUSE_MAX: Duration = Duration::from_secs(10);
 
+/// How long a node may take to answer a probe.
+pub const PROBE_MAX: Duration = Duration::from_secs(1);
+
 /// Calls of one core that may be in the air to one node; more are turned away, so that a node that hangs does not hold
 /// everybody's memory.
 pub const INFLIGHT_MAX: usize = 4096;
@@ -62,6 +65,8 @@ struct Peer {
     generation: u64,
     breaker: Breaker,
     inflight: usize,
+    /// Calls since this core began to follow it.
+    call_count: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -149,6 +154,7 @@ impl Peers {
                     generation,
                     breaker: Breaker::Closed { failure_count: 0 },
                     inflight: 0,
+                    call_count: 0,
                 },
             });
             self.nodes.push(peer);
@@ -171,29 +177,31 @@ impl Peers {
             return Err(Barred::Full);
         }
         peer.inflight += 1;
+        peer.call_count += 1;
         Ok(Call { slot, generation: peer.generation })
     }
 
-    /// Ends a call. `true` when that opened the node's breaker.
+    /// Ends a call. Returns the node when that opened its breaker.
     #[expect(clippy::needless_pass_by_value, reason = "a call ends once")]
-    pub fn end(&mut self, call: Call, ending: Ending, now: Instant) -> bool {
+    pub fn end(&mut self, call: Call, ending: Ending, now: Instant) -> Option<Arc<Member>> {
         let Call { slot, generation } = call;
-        let Some(peer) = self.peer(slot, generation) else { return false };
+        let peer = self.peer(slot, generation)?;
         peer.inflight -= 1;
         match (peer.breaker, ending) {
-            (_, Ending::Abandoned) | (Breaker::Open { .. } | Breaker::Probing { .. }, Ending::Broken) => false,
+            (_, Ending::Abandoned) | (Breaker::Open { .. } | Breaker::Probing { .. }, Ending::Broken) => None,
+            (_, Ending::Answered) => {
+                self.close(slot);
+                None
+            }
             (Breaker::Closed { failure_count }, Ending::Broken) if failure_count + 1 < FAILURES_MAX => {
                 peer.breaker = Breaker::Closed { failure_count: failure_count + 1 };
-                false
+                None
             }
             (Breaker::Closed { .. }, Ending::Broken) => {
                 peer.breaker = Breaker::Open { until: now + PAUSE_MIN, pause: PAUSE_MIN };
+                let member = Arc::clone(&peer.member);
                 self.open_count += 1;
-                true
-            }
-            (_, Ending::Answered) => {
-                self.close(slot);
-                false
+                Some(member)
             }
         }
     }
@@ -257,6 +265,12 @@ impl Peers {
     #[must_use]
     pub fn inflight(&self) -> usize {
         self.nodes.iter().flatten().map(|peer| peer.inflight).sum()
+    }
+
+    /// Calls to each node since this core began to follow it.
+    #[must_use]
+    pub fn node_requests(&self) -> Vec<(Arc<Member>, u64)> {
+        self.nodes.iter().flatten().map(|peer| (Arc::clone(&peer.member), peer.call_count)).collect()
     }
 
     fn close(&mut self, slot: usize) {
@@ -324,7 +338,7 @@ mod tests {
 
         fn call(&mut self, slot: usize, ending: Ending) -> Result<bool, Barred> {
             let call = self.peers.begin(slot)?;
-            Ok(self.peers.end(call, ending, self.now))
+            Ok(self.peers.end(call, ending, self.now).is_some())
         }
 
         fn break_open(&mut self, slot: usize) {
@@ -404,7 +418,7 @@ mod tests {
         assert!(cluster.probe(PAUSE_MAX).is_empty(), "the dead are not probed");
         (0..3).for_each(|index| cluster.join(index));
         assert_eq!(cluster.call(0, Ending::Answered), Ok(false));
-        assert!(!cluster.peers.end(old_call, Ending::Broken, cluster.now));
+        assert!(cluster.peers.end(old_call, Ending::Broken, cluster.now).is_none());
         assert_eq!(cluster.peers.inflight(), 0);
     }
 
