@@ -6,13 +6,14 @@ starter   processes of a test's own
 """
 
 import importlib
+import json
 import pathlib
 import resource
 import sys
 
 import grpc
 import pytest
-from processes import ANY_SIZE, ROOT, Starter, free_ports, wait_until
+from processes import ANY_SIZE, ROOT, Starter, wait_until
 
 #: Connections that the tests open at once, with room for the rest.
 OPEN_FILES_MIN = 12_000
@@ -96,13 +97,15 @@ def cluster(tmp_path_factory, open_door):
     """A router and three nodes, all of which are in the router's table."""
     directory = tmp_path_factory.mktemp("cluster")
     starter = Starter(directory)
-    [port, *_] = free_ports(1)
-    program = starter.start(
-        "milena", ["dev", "--nodes", 3, "--dir", directory / "milena-data", "--router", f"127.0.0.1:{port}"]
-    )
+    program = starter.start("milena", ["dev", "--port", 0, "--json"], {"CORES": 2})
+
+    def summary():
+        assert program.is_running(), f"milena dev ended with {program.process.returncode}:\n{program.log()}"
+        return next((line for line in program.log().splitlines() if line.startswith("{")), None)
+
     try:
-        program.router = f"127.0.0.1:{port}"
-        program.wait_ready(program.router)
+        told = json.loads(wait_until(summary, 60, "milena dev says that the cluster is ready"))
+        program.router, program.pages = told["router"], told["metrics"]
         router = open_door.router(program.router)
 
         def live():
