@@ -201,6 +201,12 @@ impl S3 {
         Self { credentials, patience, agent: agent.build().new_agent(), config, abilities: OnceLock::new() }
     }
 
+    /// What it was made from.
+    #[must_use]
+    pub fn config(&self) -> &S3Config {
+        &self.config
+    }
+
     fn name_of(&self, key: &Key) -> String {
         self.config.layout.object_name(&self.config.prefix, key.as_ref())
     }
