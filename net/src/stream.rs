@@ -57,7 +57,7 @@ pub(crate) struct PeerGone;
 pub(crate) enum Read {
     /// Everything there was.
     Drained,
-    /// As much as was wanted; there may be more.
+    /// The turn's share, or what was wanted; there may be more, and nothing will tell of it.
     More,
 }
 
@@ -77,7 +77,7 @@ impl Socket {
                 Poll::Ready(Ok(bytes)) => {
                     left_bytes = left_bytes.saturating_sub(bytes);
                     if !take(&buffer[..bytes]) {
-                        return Ok(Read::More); // Nobody has asked the socket to tell when there is more.
+                        return Ok(Read::More);
                     }
                 }
                 Poll::Pending => return Ok(Read::Drained),

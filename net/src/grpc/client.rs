@@ -557,7 +557,7 @@ impl Link {
             return Err(Lost(why.unwrap_or_else(|| "the peer said goodbye".to_owned())));
         }
         self.connection.rest();
-        if read == Read::More || (!is_reading && self.connection.wants_bytes()) {
+        if (read == Read::More || !is_reading) && self.connection.wants_bytes() {
             cx.waker().wake_by_ref();
         }
         Ok(self.due(limits))

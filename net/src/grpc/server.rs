@@ -327,7 +327,7 @@ impl<S: Service> Shell<S> {
         }
         connection.rest();
         // What was left unread for a full outbox is read now that the outbox is empty.
-        let is_more_to_read = read == Read::More || (!is_reading && connection.wants_bytes());
+        let is_more_to_read = (read == Read::More || !is_reading) && connection.wants_bytes();
         if is_more_to_read || self.conversation.can_resume_watch() {
             cx.waker().wake_by_ref(); // After the others of this core.
         }

@@ -17,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use glommio::{LocalExecutorBuilder, net::TcpListener};
+use glommio::LocalExecutorBuilder;
 use milena_net::{
     grpc::{
         client::{Channel, ChannelLimits},
@@ -29,6 +29,8 @@ use milena_net::{
     http2::limits::{LINK, OUTSIDE, Profile},
     mesh,
     stream::ReadBuffer,
+    task,
+    tcp::{self, ListenOptions},
 };
 use milena_proto::{
     cache_server::{GetRequest, GetResponse, PutRequest, PutResponse},
@@ -174,16 +176,14 @@ impl OurServer {
                 let limits = ServerLimits { connections_max: 1000, message_bytes_max: MESSAGE_BYTES_MAX };
                 let reflection = Rc::new(Reflection);
                 let server = Server::new(map.clone(), health.clone(), reflection, profile, limits);
-                let listener = TcpListener::bind(address).expect("a free port");
-                bound.send(listener.local_addr().unwrap()).unwrap();
+                let mut listener = tcp::listen(address, ListenOptions::default()).expect("a free port");
+                bound.send(listener.local_addr()).unwrap();
                 let accepting = glommio::spawn_local({
                     let server = server.clone();
                     async move {
                         loop {
-                            let stream = listener.accept().await.expect("a connection");
-                            stream.set_nodelay(true).unwrap();
-                            let peer = stream.peer_addr().unwrap().ip();
-                            glommio::spawn_local(server.clone().serve(stream, peer)).detach();
+                            let (stream, peer) = listener.accept().await.expect("a connection");
+                            task::spawn(server.clone().serve(stream, peer.ip()));
                         }
                     }
                 });
