@@ -1,0 +1,262 @@
+//! A core's view of the object store: futures in front of helper threads.
+//!
+//! ```text
+//!   Object::get ── ticket, job ──▶ helper thread
+//!        │ future waits                 │
+//!        ▼                              ▼
+//!   ┌ tickets ┐ ◀── completes ── Answers::run ◀── mailbox ── answer, what was asked
+//!   └─────────┘                  one task per core
+//! ```
+//! A ticket is held until its answer is here, whether or not somebody still waits for it, so the mailbox has room for
+//! every answer. The waker of a future stays on its core: the only one that helper threads call is that of the task
+//! of [`Answers`].
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    fmt,
+    future::{Future, poll_fn},
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::channel::oneshot;
+use milena_net::mesh;
+use milena_proto::key::Key;
+use slab::Slab;
+
+use super::{
+    Abilities, Asked, Pools, Request,
+    pool::{Answer, Job, Outcome, Work},
+};
+use crate::{Cause, Condition, Error, Found, Operation, Tier, Timestamp, Version};
+
+/// Requests of one core that may wait for the store at once; more are [`Cause::Busy`].
+pub const TICKETS_MAX: usize = 4096;
+
+/// The object store as a tier. Cheap to clone; never leaves its core.
+///
+/// A request begins when it is made, not when its future is first polled. A get whose future is dropped before a
+/// thread took it is not begun; a put or delete is always carried out.
+#[derive(Clone)]
+pub struct Object {
+    shared: Rc<Shared>,
+}
+
+/// The answers to one core's requests. They are delivered as long as this is polled.
+pub struct Answers {
+    shared: Rc<Shared>,
+    mailbox: mesh::Receiver<Answer>,
+}
+
+/// What one core has asked of S3 so far.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Counters {
+    /// How many requests, by kind and status; the status is `None` where no answer came.
+    pub requests: BTreeMap<(Request, Option<u16>), u64>,
+    /// How long they took in all, by kind.
+    pub took: BTreeMap<Request, Duration>,
+    /// Requests that wait for the store now, in a queue or with a thread.
+    pub inflight: usize,
+}
+
+struct Shared {
+    pools: Arc<Pools>,
+    answer_to: mesh::Sender<Answer>,
+    waiting: RefCell<Waiting>,
+    counters: RefCell<Counters>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    tickets: Slab<oneshot::Sender<Outcome>>,
+    /// Nobody delivers answers any more.
+    is_over: bool,
+}
+
+/// A request that has been made. The `Arc` tells the helper threads that somebody waits.
+struct Pending {
+    outcome: oneshot::Receiver<Outcome>,
+    _wanted: Arc<()>,
+}
+
+impl Object {
+    /// This core's access to `pools`, and the answers, which a task of the core must poll.
+    #[must_use]
+    pub fn new(pools: Arc<Pools>) -> (Self, Answers) {
+        let (answer_to, mailbox) = mesh::mailbox(TICKETS_MAX);
+        let shared = Rc::new(Shared { pools, answer_to, waiting: RefCell::default(), counters: RefCell::default() });
+        (Self { shared: Rc::clone(&shared) }, Answers { shared, mailbox })
+    }
+
+    /// Asks the store what it can do; see [`Store::probe`](super::Store::probe).
+    pub fn probe(&self) -> impl Future<Output = Result<Abilities, Error>> + 'static {
+        let pending = self.start(Operation::Put, Work::Probe);
+        async move {
+            match pending?.outcome.await {
+                Ok(Outcome::Probed(answer)) => answer,
+                Ok(_) => unreachable!("a probe is answered as one"),
+                Err(oneshot::Canceled) => Err(Operation::Put.failed(stopping())),
+            }
+        }
+    }
+
+    /// What this core has asked so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let mut counters = self.shared.counters.borrow().clone();
+        counters.inflight = self.shared.waiting.borrow().tickets.len();
+        counters
+    }
+
+    fn start(&self, operation: Operation, work: Work) -> Result<Pending, Error> {
+        let mut waiting = self.shared.waiting.borrow_mut();
+        if waiting.is_over {
+            return Err(operation.failed(stopping()));
+        }
+        if waiting.tickets.len() == TICKETS_MAX {
+            return Err(operation.failed(Cause::Busy));
+        }
+        let (answer, outcome) = oneshot::channel();
+        let wanted = Arc::new(());
+        let ticket = waiting.tickets.insert(answer);
+        let answer_to = self.shared.answer_to.clone();
+        let job = Job { work, ticket, wanted: Arc::downgrade(&wanted), answer_to };
+        if !self.shared.pools.try_start(job) {
+            waiting.tickets.remove(ticket);
+            return Err(operation.failed(Cause::Busy));
+        }
+        Ok(Pending { outcome, _wanted: wanted })
+    }
+}
+
+impl Tier for Object {
+    fn get(
+        &self,
+        key: &Key,
+        known: Option<&Version>,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<Found, Error>> + 'static {
+        let work = Work::Get { key: key.clone(), known: known.cloned(), now };
+        let pending = self.start(Operation::Get, work);
+        async move {
+            let mut pending = pending?;
+            match (&mut pending.outcome).await {
+                Ok(Outcome::Found(answer)) => answer,
+                Ok(_) => unreachable!("a get that is waited for is answered as one"),
+                Err(oneshot::Canceled) => Err(Operation::Get.failed(stopping())),
+            }
+        }
+    }
+
+    fn put(
+        &self,
+        key: &Key,
+        value: Bytes,
+        expires: Option<Timestamp>,
+        condition: Condition,
+    ) -> impl Future<Output = Result<Version, Error>> + 'static {
+        let pending = self.start(Operation::Put, Work::Put { key: key.clone(), value, expires, condition });
+        async move {
+            match pending?.outcome.await {
+                Ok(Outcome::Written(answer)) => answer,
+                Ok(_) => unreachable!("a put is answered as one"),
+                Err(oneshot::Canceled) => Err(Operation::Put.failed(unheard())),
+            }
+        }
+    }
+
+    fn delete(&self, key: &Key, condition: Condition) -> impl Future<Output = Result<(), Error>> + 'static {
+        let pending = self.start(Operation::Delete, Work::Delete { key: key.clone(), condition });
+        async move {
+            match pending?.outcome.await {
+                Ok(Outcome::Removed(answer)) => answer,
+                Ok(_) => unreachable!("a delete is answered as one"),
+                Err(oneshot::Canceled) => Err(Operation::Delete.failed(unheard())),
+            }
+        }
+    }
+}
+
+impl Answers {
+    /// Delivers answers for as long as it is polled; a core spawns this once. Dropping it fails what still waits.
+    pub async fn run(mut self) {
+        poll_fn(|cx| self.poll_deliver(cx)).await;
+    }
+
+    /// Delivers what has arrived. Ready only when no answer can come any more.
+    pub fn poll_deliver(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while let Some(answer) = ready!(self.mailbox.poll_recv(cx)) {
+            self.deliver(answer);
+        }
+        Poll::Ready(())
+    }
+
+    fn deliver(&self, answer: Answer) {
+        let mut counters = self.shared.counters.borrow_mut();
+        answer.asked.iter().for_each(|asked| counters.count(asked));
+        drop(counters);
+        // Bound first: completing wakes its waiter, which some executors poll at once.
+        let waiter = self.shared.waiting.borrow_mut().tickets.remove(answer.ticket);
+        // When nobody waits any more, the answer is dropped.
+        let _ = waiter.send(answer.outcome);
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        let mut waiting = self.shared.waiting.borrow_mut();
+        waiting.is_over = true;
+        let left: Vec<_> = waiting.tickets.drain().collect();
+        drop(waiting);
+        drop(left);
+    }
+}
+
+impl Counters {
+    fn count(&mut self, asked: &Asked) {
+        *self.requests.entry((asked.request, asked.status)).or_default() += 1;
+        *self.took.entry(asked.request).or_default() += asked.took;
+    }
+
+    /// What the requests of a kind have cost so far, in dollars at list prices.
+    #[must_use]
+    pub fn cost_dollars(&self, request: Request) -> f64 {
+        let count: u64 = self.requests.iter().filter(|((kind, _), _)| *kind == request).map(|(_, count)| count).sum();
+        (count * request.nanodollars()) as f64 / 1e9
+    }
+
+    /// Adds another core's.
+    pub fn add(&mut self, other: &Self) {
+        for (kind, count) in &other.requests {
+            *self.requests.entry(*kind).or_default() += count;
+        }
+        for (kind, took) in &other.took {
+            *self.took.entry(*kind).or_default() += *took;
+        }
+        self.inflight += other.inflight;
+    }
+}
+
+fn stopping() -> Cause {
+    Cause::Unavailable(Arc::from("store: this core is stopping"))
+}
+
+fn unheard() -> Cause {
+    Cause::OutcomeUnknown(Arc::from("store: this core is stopping and did not wait for the answer"))
+}
+
+impl fmt::Debug for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Object").field("waiting", &self.shared.waiting.borrow().tickets.len()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Answers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answers").field("mailbox", &self.mailbox).finish_non_exhaustive()
+    }
+}
