@@ -12,7 +12,7 @@ use std::{
     env,
     io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Command,
     thread,
     time::Instant,
@@ -100,11 +100,11 @@ fn converse(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// Where `.ci/peers` puts it.
+/// Where `.ci/peers` puts it: in the target folder that this test itself is in.
 fn httpwg() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("loadtest/ is in the root");
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let path = target.join("peers/bin/httpwg");
+    let test = env::current_exe().expect("this test is a file");
+    let target = test.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists());
+    let path = target.expect("cargo's target folder").join("peers/bin/httpwg");
     assert!(path.is_file(), "{} is missing; ./test gets what the tests talk to and runs them", path.display());
     path
 }
