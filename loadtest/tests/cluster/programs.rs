@@ -168,7 +168,7 @@ impl Server {
     /// A router that keeps its table in `dir`.
     pub(crate) fn router(dir: &Path, changes: &[(&'static str, &str)]) -> Self {
         let state = format!("file://{}/router", dir.display());
-        Self::new("milena-router", dir, &[&[("STATE", &*state), ("CORES", "1")], changes].concat())
+        Self::new("milena-router", dir, &[&[("STATE", &*state), ("CORES", "1"), ("PIN", "false")], changes].concat())
     }
 
     /// Starts it without waiting for anything.
