@@ -1,0 +1,681 @@
+//! A gRPC client on one core: a [`Channel`] to one address, over one connection that is made when it is needed and made
+//! anew when it is lost.
+//!
+//! ```text
+//!   Channel::call ─▶ queue ─▶ ┌───────────────────────────────────────────────────────────┐
+//!                             │ the channel's task     idle ─ a call ─▶ connecting ─▶ open │─▶ socket, one send a turn
+//!   Call (a future) ◀─ slot ◀─│                          ▲                 │           │  │
+//!                             │                          └─ resting ◀──────┴─ lost ◀───┘  │
+//!                             └───────────────────────────────────────────────────────────┘
+//! ```
+//! While a channel rests after a failure, calls fail at once: whoever calls knows better than a queue whether to go
+//! elsewhere. A failed call says whether the peer can have acted on it ([`Done`]).
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    fmt,
+    future::{Future, poll_fn},
+    io,
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    pin::Pin,
+    rc::{Rc, Weak},
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use glommio::net::TcpStream;
+use h2::frame::{BytesStr, Pseudo};
+use http::{
+    HeaderMap, HeaderValue, Method as HttpMethod, StatusCode,
+    header::{CONTENT_TYPE, TE, USER_AGENT},
+    uri::Authority,
+};
+use milena_proto::method::Method;
+
+use super::{
+    frame::{Assembler, FrameError, prefix},
+    status::{Code, Status},
+    timeout::{self, GRPC_TIMEOUT},
+};
+use crate::{
+    http2::{Connection, Event, OpenError, Reason, Role, StreamKey, limits::Profile},
+    stream::{Alarm, Read, ReadBuffer, Socket},
+    tcp,
+};
+
+/// Calls that wait for a connection or for one of its streams; more fail at once.
+pub const QUEUED_CALLS_MAX: usize = 4096;
+
+/// How long making a connection may take.
+const CONNECT_MAX: Duration = Duration::from_secs(1);
+
+/// Rest after a connection was lost or could not be made: the first, doubling up to the last.
+const REST_MIN: Duration = Duration::from_millis(20);
+const REST_MAX: Duration = Duration::from_secs(1);
+
+/// With calls open and no byte from the peer for this long, it is asked for a sign of life; after as long again it
+/// counts as gone.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// A connection to one address, for the calls of one core. A clone is another handle of the same one; with the last
+/// of them the connection ends.
+#[derive(Clone)]
+pub struct Channel {
+    shared: Rc<RefCell<Shared>>,
+    _handle: Rc<Handle>,
+}
+
+/// What all channels of a program have in common.
+#[derive(Clone, Copy, Debug)]
+pub struct ChannelLimits {
+    /// The connection's limits.
+    pub profile: &'static Profile,
+    /// The largest message that is taken for an answer, in bytes.
+    pub message_bytes_max: usize,
+}
+
+/// An address that is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AddressError {
+    /// Neither `http://host:port` nor `https://host:port`.
+    Malformed(String),
+    /// `https`, which this version does not speak.
+    Tls(String),
+}
+
+/// What came back from a call that succeeded.
+#[derive(Debug)]
+pub struct Response {
+    /// The message.
+    pub message: Bytes,
+    /// What stood in the trailers.
+    pub trailers: HeaderMap,
+}
+
+/// A call that did not succeed.
+#[derive(Debug, Clone)]
+pub struct CallError {
+    /// The peer's status, or ours where it gave none.
+    pub status: Status,
+    /// Whether the peer can have acted on the call.
+    pub done: Done,
+}
+
+/// What is known about a call that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Done {
+    /// The peer answered, with this status.
+    Answered,
+    /// Certainly nothing was done: the call never left, or the peer says that it did not look at it.
+    No,
+    /// The call was sent and its answer was lost, or did not come in time.
+    Unknown,
+}
+
+impl Channel {
+    /// A channel to `address`, `http://host:port`. Connects with its first call, on a task of its own on this core.
+    ///
+    /// # Errors
+    /// [`AddressError`] for anything else.
+    pub fn new(address: &str, limits: ChannelLimits, buffer: &ReadBuffer) -> Result<Self, AddressError> {
+        let authority = match address.split_once("://") {
+            Some(("http", authority)) => authority,
+            Some(("https", _)) => return Err(AddressError::Tls(address.to_owned())),
+            _ => return Err(AddressError::Malformed(address.to_owned())),
+        };
+        let (host, port) = authority
+            .rsplit_once(':')
+            .and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)))
+            .filter(|(host, port)| !host.is_empty() && *port > 0 && authority.parse::<Authority>().is_ok())
+            .ok_or_else(|| AddressError::Malformed(address.to_owned()))?;
+        let shared = Rc::new(RefCell::new(Shared {
+            queue: VecDeque::new(),
+            cancelled: Vec::new(),
+            waker: None,
+            is_closing: false,
+        }));
+        let task = Task {
+            shared: shared.clone(),
+            address: address.to_owned(),
+            authority: text(Bytes::copy_from_slice(authority.as_bytes())),
+            host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
+            port,
+            limits,
+            buffer: buffer.clone(),
+            phase: Phase::Idle,
+            rest: REST_MIN,
+            alarm: Alarm::default(),
+        };
+        glommio::spawn_local(task.run()).detach();
+        let handle = Rc::new(Handle(Rc::downgrade(&shared)));
+        Ok(Self { shared, _handle: handle })
+    }
+
+    /// Sends `message` to the method at `path`. Dropping the future cancels the call.
+    ///
+    /// The peer is told the deadline; whether it keeps it or not, the call ends then.
+    pub fn call(&self, path: &'static str, message: Bytes, deadline: Instant) -> Call {
+        let slot = Rc::new(RefCell::new(Slot {
+            path,
+            request: message,
+            deadline,
+            stage: Stage::Queued,
+            assembler: Assembler::default(),
+            response: None,
+            waker: None,
+        }));
+        let mut shared = self.shared.borrow_mut();
+        if shared.queue.len() >= QUEUED_CALLS_MAX {
+            let status = Status::resource_exhausted("too many calls wait for the connection", 100);
+            slot.borrow_mut().stage = Stage::Ended(Err(CallError { status, done: Done::No }));
+        } else {
+            shared.queue.push_back(slot.clone());
+            shared.wake();
+        }
+        drop(shared);
+        Call { slot, shared: self.shared.clone() }
+    }
+
+    /// Calls `method` with `request` and decodes the answer.
+    ///
+    /// # Errors
+    /// What [`Channel::call`] says; an answer that cannot be decoded is INTERNAL.
+    pub async fn unary<Q: prost::Message, A: prost::Message + Default>(
+        &self,
+        method: Method<Q, A>,
+        request: &Q,
+        deadline: Instant,
+    ) -> Result<A, CallError> {
+        let response = self.call(method.path, request.encode_to_vec().into(), deadline).await?;
+        A::decode(response.message).map_err(|error| CallError {
+            status: Status::new(Code::Internal, format!("an answer that is not protobuf: {error}")),
+            done: Done::Answered,
+        })
+    }
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Channel({} calls wait)", self.shared.borrow().queue.len())
+    }
+}
+
+/// A call under way: resolves to its answer.
+pub struct Call {
+    slot: Rc<RefCell<Slot>>,
+    shared: Rc<RefCell<Shared>>,
+}
+
+impl Future for Call {
+    type Output = Result<Response, CallError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut slot = self.slot.borrow_mut();
+        match std::mem::replace(&mut slot.stage, Stage::Taken) {
+            Stage::Ended(outcome) => Poll::Ready(outcome),
+            Stage::Taken => panic!("a call is polled once more after its end"),
+            stage => {
+                slot.stage = stage;
+                slot.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let stage = std::mem::replace(&mut self.slot.borrow_mut().stage, Stage::Taken);
+        if let Stage::Sent(key) = stage {
+            let mut shared = self.shared.borrow_mut();
+            shared.cancelled.push(key);
+            shared.wake();
+        }
+    }
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.slot.borrow().path)
+    }
+}
+
+/// What callers and the channel's task share.
+struct Shared {
+    queue: VecDeque<Rc<RefCell<Slot>>>,
+    /// Streams whose callers have gone.
+    cancelled: Vec<StreamKey>,
+    waker: Option<Waker>,
+    is_closing: bool,
+}
+
+impl Shared {
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// Ends the task with the last handle.
+struct Handle(Weak<RefCell<Shared>>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.upgrade() {
+            let mut shared = shared.borrow_mut();
+            shared.is_closing = true;
+            shared.wake();
+        }
+    }
+}
+
+struct Slot {
+    path: &'static str,
+    request: Bytes,
+    deadline: Instant,
+    stage: Stage,
+    assembler: Assembler,
+    response: Option<Bytes>,
+    waker: Option<Waker>,
+}
+
+enum Stage {
+    Queued,
+    Sent(StreamKey),
+    Ended(Result<Response, CallError>),
+    /// The caller has its answer, or has gone.
+    Taken,
+}
+
+impl Slot {
+    fn end(&mut self, outcome: Result<Response, CallError>) {
+        if matches!(self.stage, Stage::Taken) {
+            return;
+        }
+        self.stage = Stage::Ended(outcome);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn fail(&mut self, code: Code, text: impl Into<std::borrow::Cow<'static, str>>, done: Done) {
+        self.end(Err(CallError { status: Status::new(code, text), done }));
+    }
+}
+
+/// The task of a channel.
+struct Task {
+    shared: Rc<RefCell<Shared>>,
+    address: String,
+    authority: BytesStr,
+    host: String,
+    port: u16,
+    limits: ChannelLimits,
+    buffer: ReadBuffer,
+    phase: Phase,
+    rest: Duration,
+    alarm: Alarm,
+}
+
+type Connecting = Pin<Box<dyn Future<Output = io::Result<TcpStream>>>>;
+
+enum Phase {
+    Idle,
+    Connecting(Connecting),
+    Open(Box<Link>),
+    Resting { until: Instant, why: String },
+}
+
+/// A connection that is open.
+struct Link {
+    connection: Connection<Rc<RefCell<Slot>>>,
+    socket: Socket,
+    heard: Instant,
+    pinged: bool,
+    deadline: Option<Instant>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        poll_fn(|cx| self.poll(cx)).await;
+    }
+
+    /// Ready when nobody has a handle any more and all is said.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let now = Instant::now();
+        loop {
+            self.shared.borrow_mut().waker = Some(cx.waker().clone());
+            if self.shared.borrow().is_closing {
+                return Poll::Ready(());
+            }
+            self.expire_queued(now);
+            match &mut self.phase {
+                Phase::Idle => {
+                    if self.shared.borrow().queue.is_empty() {
+                        return Poll::Pending;
+                    }
+                    self.phase = Phase::Connecting(connect(self.host.clone(), self.port));
+                }
+                Phase::Resting { until, why } => {
+                    if *until > now {
+                        let text = format!("{}: {why}", self.address);
+                        fail_all(self.shared.borrow_mut().queue.drain(..), &text, Done::No);
+                        return Poll::Pending;
+                    }
+                    self.phase = Phase::Idle;
+                }
+                Phase::Connecting(connecting) => match connecting.as_mut().poll(cx) {
+                    Poll::Pending => {
+                        let due = self.shared.borrow().queue.iter().map(|slot| slot.borrow().deadline).min();
+                        self.alarm.set(due, now, cx);
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(Ok(stream)) => {
+                        let socket = Socket::new(stream, self.buffer.clone());
+                        let connection = Connection::new(Role::Client, self.limits.profile);
+                        let link = Link { connection, socket, heard: now, pinged: false, deadline: None };
+                        self.phase = Phase::Open(Box::new(link));
+                    }
+                    Poll::Ready(Err(error)) => self.rest(now, error.to_string()),
+                },
+                Phase::Open(link) => match link.turn(&self.shared, &self.authority, &self.limits, now, cx) {
+                    Ok(due) => {
+                        if link.connection.is_greeted() {
+                            self.rest = REST_MIN;
+                        }
+                        self.alarm.set(due, now, cx);
+                        return Poll::Pending;
+                    }
+                    Err(Lost(why)) => {
+                        link.fail_open_calls(&format!("{}: {why}", self.address));
+                        if link.connection.is_greeted() {
+                            self.phase = Phase::Idle; // It was a peer; the next call may find it again.
+                        } else {
+                            self.rest(now, why);
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    fn rest(&mut self, now: Instant, why: String) {
+        self.phase = Phase::Resting { until: now + self.rest, why };
+        self.rest = (self.rest * 2).min(REST_MAX);
+    }
+
+    fn expire_queued(&mut self, now: Instant) {
+        self.shared.borrow_mut().queue.retain(|slot| {
+            let mut slot = slot.borrow_mut();
+            if slot.deadline <= now {
+                slot.fail(Code::DeadlineExceeded, "the deadline passed before the call was sent", Done::No);
+            }
+            matches!(slot.stage, Stage::Queued)
+        });
+    }
+}
+
+fn fail_all(slots: impl Iterator<Item = Rc<RefCell<Slot>>>, text: &str, done: Done) {
+    for slot in slots {
+        slot.borrow_mut().fail(Code::Unavailable, text.to_owned(), done);
+    }
+}
+
+/// Resolves the host, on a helper thread unless it is a number, and connects to the first address that answers.
+fn connect(host: String, port: u16) -> Connecting {
+    Box::pin(async move {
+        let addresses = match host.parse::<IpAddr>() {
+            Ok(ip) => vec![SocketAddr::new(ip, port)],
+            Err(_) => {
+                let resolve = move || (host.as_str(), port).to_socket_addrs().map(Iterator::collect::<Vec<_>>);
+                glommio::executor().spawn_blocking(resolve).await?
+            }
+        };
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+        for address in addresses {
+            match tcp::connect(address, CONNECT_MAX).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    })
+}
+
+/// Why a connection is of no use any more.
+struct Lost(String);
+
+impl Link {
+    /// One turn: read, open, send. Answers when the next thing is due.
+    fn turn(
+        &mut self,
+        shared: &RefCell<Shared>,
+        authority: &BytesStr,
+        limits: &ChannelLimits,
+        now: Instant,
+        cx: &mut Context<'_>,
+    ) -> Result<Option<Instant>, Lost> {
+        let Self { connection, socket, heard, pinged, .. } = self;
+        let is_reading = connection.wants_bytes();
+        let mut read = Read::Drained;
+        if is_reading {
+            let lost = |_| Lost("the connection was closed by the peer".to_owned());
+            read = socket
+                .read(cx, |bytes| {
+                    (*heard, *pinged) = (now, false);
+                    connection.receive(bytes);
+                    take_events(connection, limits, now);
+                    connection.wants_bytes()
+                })
+                .map_err(lost)?;
+        }
+        self.cancel(shared);
+        self.open_queued(shared, authority, now);
+        self.on_time(limits, now)?;
+        let lost = |_| Lost("the connection was lost".to_owned());
+        self.socket.send(&mut self.connection, now, cx).map_err(lost)?;
+        if self.connection.is_over() {
+            let why = self.connection.fault().map(|reason| reason.description().to_owned());
+            return Err(Lost(why.unwrap_or_else(|| "the peer said goodbye".to_owned())));
+        }
+        if (read == Read::More || !is_reading) && self.connection.wants_bytes() {
+            cx.waker().wake_by_ref();
+        }
+        self.connection.rest();
+        Ok(self.due(limits))
+    }
+
+    fn cancel(&mut self, shared: &RefCell<Shared>) {
+        for key in std::mem::take(&mut shared.borrow_mut().cancelled) {
+            self.connection.reset(key, Reason::CANCEL);
+        }
+    }
+
+    fn open_queued(&mut self, shared: &RefCell<Shared>, authority: &BytesStr, now: Instant) {
+        while self.connection.has_room() {
+            let Some(slot) = shared.borrow_mut().queue.pop_front() else { return };
+            let (path, request, deadline) = {
+                let mut slot = slot.borrow_mut();
+                if !matches!(slot.stage, Stage::Queued) {
+                    continue; // Its caller has gone.
+                }
+                (slot.path, std::mem::take(&mut slot.request), slot.deadline)
+            };
+            let pseudo = Pseudo {
+                method: Some(HttpMethod::POST),
+                scheme: Some(text(Bytes::from_static(b"http"))),
+                authority: Some(authority.clone()),
+                path: Some(text(Bytes::from_static(path.as_bytes()))),
+                ..Pseudo::default()
+            };
+            let remaining = deadline.saturating_duration_since(now);
+            match self.connection.open(pseudo, request_headers(remaining), slot.clone()) {
+                Ok(key) => {
+                    slot.borrow_mut().stage = Stage::Sent(key);
+                    self.connection.send_part(key, &prefix(request.len()), request, true);
+                    self.deadline = Some(self.deadline.map_or(deadline, |earliest| earliest.min(deadline)));
+                }
+                Err(OpenError::Full | OpenError::Closing) => unreachable!("there was room"),
+            }
+        }
+    }
+
+    fn on_time(&mut self, limits: &ChannelLimits, now: Instant) -> Result<(), Lost> {
+        if self.socket.stalls_at(limits.profile.write_stall).is_some_and(|at| at <= now) {
+            return Err(Lost("the peer reads nothing".to_owned()));
+        }
+        if self.connection.stream_count() > 0 && now >= self.heard + SILENCE_MAX {
+            if self.pinged {
+                return Err(Lost("the peer gives no sign of life".to_owned()));
+            }
+            // From here on the silence is measured anew: calls may have begun long after the last answer.
+            (self.heard, self.pinged) = (now, true);
+            self.connection.send_ping();
+        }
+        if self.deadline.is_none_or(|deadline| deadline > now) {
+            return Ok(());
+        }
+        self.deadline = None;
+        for key in self.connection.keys() {
+            let Some(slot) = self.connection.attachment(key).cloned() else { continue };
+            let deadline = slot.borrow().deadline;
+            if deadline <= now {
+                self.connection.reset(key, Reason::CANCEL);
+                slot.borrow_mut().fail(Code::DeadlineExceeded, "no answer before the deadline", Done::Unknown);
+            } else {
+                self.deadline = Some(self.deadline.map_or(deadline, |earliest| earliest.min(deadline)));
+            }
+        }
+        Ok(())
+    }
+
+    fn due(&self, limits: &ChannelLimits) -> Option<Instant> {
+        let silence = (self.connection.stream_count() > 0).then(|| self.heard + SILENCE_MAX);
+        [self.deadline, silence, self.socket.stalls_at(limits.profile.write_stall)].into_iter().flatten().min()
+    }
+
+    fn fail_open_calls(&mut self, text: &str) {
+        for key in self.connection.keys() {
+            if let Some(slot) = self.connection.close(key) {
+                slot.borrow_mut().fail(Code::Unavailable, text.to_owned(), Done::Unknown);
+            }
+        }
+    }
+}
+
+fn text(bytes: Bytes) -> BytesStr {
+    BytesStr::try_from(bytes).expect("made of text")
+}
+
+fn request_headers(remaining: Duration) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(4);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(TE, HeaderValue::from_static("trailers"));
+    headers.insert(USER_AGENT, HeaderValue::from_static(concat!("milena/", env!("CARGO_PKG_VERSION"))));
+    headers.insert(GRPC_TIMEOUT, timeout::format(remaining));
+    headers
+}
+
+fn take_events(connection: &mut Connection<Rc<RefCell<Slot>>>, limits: &ChannelLimits, now: Instant) {
+    while let Some(event) = connection.next_event(now) {
+        match event {
+            Event::Head { key, pseudo, fields, is_end } => {
+                let status = pseudo.status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                if is_end {
+                    finish(connection, key, status, fields);
+                } else if status != StatusCode::OK {
+                    finish(connection, key, status, HeaderMap::new());
+                }
+            }
+            Event::Data { key, bytes, is_end } => on_data(connection, limits, key, bytes, is_end),
+            Event::Trailers { key, fields } => finish(connection, key, StatusCode::OK, fields),
+            Event::Reset { reason, .. } => {
+                if let Some(slot) = connection.take_reset() {
+                    on_reset(&slot, reason);
+                }
+            }
+            Event::GoAway { .. } => {} // The streams it refuses come as resets; the connection ends with the others.
+        }
+    }
+}
+
+fn on_data(
+    connection: &mut Connection<Rc<RefCell<Slot>>>,
+    limits: &ChannelLimits,
+    key: StreamKey,
+    mut data: Bytes,
+    is_end: bool,
+) {
+    let Some(slot) = connection.attachment(key).cloned() else { return };
+    let mut slot = slot.borrow_mut();
+    let fault = loop {
+        match slot.assembler.push(&mut data, limits.message_bytes_max) {
+            Ok(Some(_)) if slot.response.is_some() => break Some("more than one message came back".to_owned()),
+            Ok(Some(message)) => slot.response = Some(message),
+            Ok(None) => break is_end.then(|| "the answer has no status".to_owned()),
+            Err(FrameError::TooLarge { found, allowed }) => {
+                break Some(format!("the answer has {found} bytes; {allowed} are allowed"));
+            }
+            Err(FrameError::Compressed | FrameError::Flag(_)) => {
+                break Some("the answer is compressed or no gRPC message".to_owned());
+            }
+        }
+    };
+    if let Some(text) = fault {
+        slot.fail(Code::Internal, text, Done::Unknown);
+        connection.reset(key, Reason::CANCEL);
+    }
+}
+
+/// The response is complete, or will not be.
+fn finish(connection: &mut Connection<Rc<RefCell<Slot>>>, key: StreamKey, status: StatusCode, trailers: HeaderMap) {
+    let Some(slot) = connection.close(key) else { return };
+    let mut slot = slot.borrow_mut();
+    if status != StatusCode::OK {
+        return slot.fail(Code::from_http(status), format!("HTTP status {status}"), Done::Unknown);
+    }
+    let is_whole = slot.assembler.is_between_messages();
+    let outcome = match (Status::from_trailers(&trailers), slot.response.take()) {
+        (Ok(()), Some(message)) if is_whole => Ok(Response { message, trailers }),
+        (Ok(()), _) => Err(CallError {
+            status: Status::new(Code::Internal, "the answer has status OK and no whole message"),
+            done: Done::Answered,
+        }),
+        (Err(status), _) => Err(CallError { status, done: Done::Answered }),
+    };
+    slot.end(outcome);
+}
+
+/// PROTOCOL-HTTP2.md, "Errors".
+fn on_reset(slot: &Rc<RefCell<Slot>>, reason: Reason) {
+    let (code, done) = match reason {
+        Reason::REFUSED_STREAM => (Code::Unavailable, Done::No),
+        Reason::CANCEL => (Code::Cancelled, Done::Unknown),
+        Reason::ENHANCE_YOUR_CALM => (Code::ResourceExhausted, Done::Unknown),
+        Reason::INADEQUATE_SECURITY => (Code::PermissionDenied, Done::Unknown),
+        _ => (Code::Internal, Done::Unknown),
+    };
+    slot.borrow_mut().fail(code, format!("the peer reset the stream: {}", reason.description()), done);
+}
+
+impl fmt::Display for AddressError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed(found) => write!(f, "{found}: http://host:port is expected"),
+            Self::Tls(found) => write!(f, "{found}: https is not supported yet; use http://host:port"),
+        }
+    }
+}
+
+impl std::error::Error for AddressError {}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.status.fmt(f)
+    }
+}
+
+impl std::error::Error for CallError {}

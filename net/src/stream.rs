@@ -1,0 +1,163 @@
+//! A socket as a connection uses it: read into a buffer that all connections of a core share, and send what has been
+//! gathered, once a turn.
+
+use std::{
+    cell::RefCell,
+    future::Future as _,
+    io::{self, IoSlice},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use futures::{AsyncRead as _, AsyncWrite as _};
+use glommio::{net::TcpStream, timer::Timer};
+
+use crate::http2::{Connection, Outbox};
+
+/// What one read takes at most.
+pub const READ_BYTES_MAX: usize = 64 << 10;
+
+/// What is read from one connection before the others of its core have their turn.
+pub(crate) const TURN_BYTES_MAX: usize = 128 << 10;
+
+/// Slices in one gathered write; Linux allows 1,024 (`IOV_MAX`), more than a few save nothing.
+const SLICES_MAX: usize = 16;
+
+/// The buffer that the connections of a core read into, one after the other: a silent connection holds none.
+#[derive(Debug, Clone)]
+pub struct ReadBuffer(Rc<RefCell<Box<[u8]>>>);
+
+impl Default for ReadBuffer {
+    fn default() -> Self {
+        Self(Rc::new(RefCell::new(vec![0; READ_BYTES_MAX].into_boxed_slice())))
+    }
+}
+
+/// A connected socket.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    stream: TcpStream,
+    buffer: ReadBuffer,
+    /// Since when the peer has taken nothing of what waits.
+    stalled_since: Option<Instant>,
+}
+
+/// The socket has ended or failed; which of the two makes no difference to anybody.
+#[derive(Debug)]
+pub(crate) struct PeerGone;
+
+/// What a turn of reading has come to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Read {
+    /// Everything there was.
+    Drained,
+    /// The turn's share, or what was wanted; there may be more, and nothing will tell of it.
+    More,
+}
+
+impl Socket {
+    /// A socket that reads into `buffer`.
+    pub(crate) fn new(stream: TcpStream, buffer: ReadBuffer) -> Self {
+        Self { stream, buffer, stalled_since: None }
+    }
+
+    /// Reads a turn's share and hands it to `take`, which answers whether it wants more.
+    pub(crate) fn read(&mut self, cx: &mut Context<'_>, mut take: impl FnMut(&[u8]) -> bool) -> Result<Read, PeerGone> {
+        let mut buffer = self.buffer.0.borrow_mut();
+        let mut left_bytes = TURN_BYTES_MAX;
+        while left_bytes > 0 {
+            match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(0) | Err(_)) => return Err(PeerGone),
+                Poll::Ready(Ok(bytes)) => {
+                    left_bytes = left_bytes.saturating_sub(bytes);
+                    if !take(&buffer[..bytes]) {
+                        return Ok(Read::More);
+                    }
+                }
+                Poll::Pending => return Ok(Read::Drained),
+            }
+        }
+        Ok(Read::More)
+    }
+
+    /// Sends what `connection` has to say, as far as the peer takes it now.
+    pub(crate) fn send<T>(
+        &mut self,
+        connection: &mut Connection<T>,
+        now: Instant,
+        cx: &mut Context<'_>,
+    ) -> Result<(), PeerGone> {
+        loop {
+            let before = connection.outbox().len();
+            if before == 0 {
+                self.stalled_since = None;
+                return Ok(());
+            }
+            let sent = self.poll_send(cx, connection.outbox());
+            let is_progress = connection.outbox().len() < before;
+            if is_progress {
+                connection.refill_outbox();
+            }
+            match sent {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Err(PeerGone),
+                Poll::Pending => {
+                    if is_progress || self.stalled_since.is_none() {
+                        self.stalled_since = Some(now);
+                    }
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// When the peer will have taken nothing for `write_stall`, if something waits.
+    pub(crate) fn stalls_at(&self, write_stall: Duration) -> Option<Instant> {
+        self.stalled_since.map(|since| since + write_stall)
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, outbox: &mut Outbox) -> Poll<io::Result<()>> {
+        while !outbox.is_empty() {
+            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+            let count = outbox.fill(&mut slices);
+            let written = match &slices[..count] {
+                [one] => Pin::new(&mut self.stream).poll_write(cx, one),
+                several => Pin::new(&mut self.stream).poll_write_vectored(cx, several),
+            };
+            match written {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(bytes)) => outbox.advance(bytes),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Wakes a task when something is due. One timer for a whole connection, set anew only when something is due earlier:
+/// a turn with nothing to do costs less than a timer for each call.
+#[derive(Debug, Default)]
+pub(crate) struct Alarm(Option<(Instant, Timer)>);
+
+impl Alarm {
+    /// Sees to it that the task of `cx` is polled at `due`, or a little before.
+    pub(crate) fn set(&mut self, due: Option<Instant>, now: Instant, cx: &mut Context<'_>) {
+        let Some(due) = due else {
+            self.0 = None;
+            return;
+        };
+        let is_early_enough = self.0.as_ref().is_some_and(|(at, _)| *at <= due && *at > now);
+        if !is_early_enough {
+            self.0 = Some((due, Timer::new(due.saturating_duration_since(now))));
+        }
+        if let Some((_, timer)) = &mut self.0
+            && Pin::new(timer).poll(cx).is_ready()
+        {
+            self.0 = None;
+            cx.waker().wake_by_ref();
+        }
+    }
+}
