@@ -270,6 +270,11 @@ fn a_404_that_is_not_s3s_is_no_miss() {
     assert!(matches!(refused, Some(Cause::Misconfigured(_))), "{refused:?}");
     bench.proxy.fail("GET", 1, Fault::Status(404, "NoSuchKey"));
     assert_eq!(bench.get("k"), Ok(Found::Absent));
+
+    // One that is cut short could be either.
+    bench.put("k", "1", &Condition::Always).unwrap();
+    bench.proxy.fail("GET", 1, Fault::Raw("HTTP/1.1 404 Not Found\r\nContent-Length: 99\r\n\r\n<Error><Code>NoSuch"));
+    assert_eq!(value(bench.get("k")), "1");
 }
 
 // ---- Faults.
@@ -362,13 +367,13 @@ fn damage_that_stays_is_corrupt_never_a_value() {
 fn a_body_that_never_ends_or_is_too_large_is_refused() {
     let patience = Patience { attempt: Duration::from_millis(300), ..PATIENT };
     let bench = bench_with("endless", patience);
-    bench.put("k", "1", &Condition::Always).unwrap();
-    bench.proxy.fail("GET", 3, Fault::Lie(5));
+    bench.proxy.fail("GET", 3, Fault::Raw("HTTP/1.1 200 OK\r\netag: \"1\"\r\ncontent-length: 2\r\n\r\n1"));
     let cause = bench.get("k").err();
     assert!(matches!(cause, Some(Cause::Unavailable(_))), "{cause:?}");
-    assert!(text(cause).contains("no more of the answer in time, after 1 bytes"));
+    assert!(text(cause).contains("in time"));
 
-    bench.proxy.fail("GET", 1, Fault::Lie(64 << 20));
+    let bench = bench_with("too-large", PATIENT);
+    bench.proxy.fail("GET", 1, Fault::Raw("HTTP/1.1 200 OK\r\netag: \"1\"\r\ncontent-length: 67108865\r\n\r\n1"));
     let cause = bench.get("k").err();
     assert!(matches!(cause, Some(Cause::Misconfigured(_))), "{cause:?}");
     assert!(text(cause).ends_with("is larger than 67108864 bytes, the most a value can have"));
@@ -417,7 +422,7 @@ fn all_attempts_together_have_a_limit() {
     let bench = bench_with("limit", patience);
     bench.proxy.fail("GET", ALWAYS, Fault::Hold);
     assert!(matches!(bench.get("k"), Err(Cause::Unavailable(_))));
-    assert_eq!(bench.proxy.seen("GET"), 1);
+    assert!(bench.proxy.seen("GET") <= 1, "no time was left for another");
 }
 
 #[test]
