@@ -6,6 +6,7 @@ pub mod http2;
 pub mod log;
 pub mod mesh;
 pub mod metrics;
+pub mod ops;
 pub mod shutdown;
 pub mod stream;
 pub mod task;
