@@ -270,6 +270,11 @@ fn a_404_that_is_not_s3s_is_no_miss() {
     assert!(matches!(refused, Some(Cause::Misconfigured(_))), "{refused:?}");
     bench.proxy.fail("GET", 1, Fault::Status(404, "NoSuchKey"));
     assert_eq!(bench.get("k"), Ok(Found::Absent));
+
+    // One that is cut short could be either.
+    bench.put("k", "1", &Condition::Always).unwrap();
+    bench.proxy.fail("GET", 1, Fault::Raw("HTTP/1.1 404 Not Found\r\nContent-Length: 99\r\n\r\n<Error><Code>NoSuch"));
+    assert_eq!(value(bench.get("k")), "1");
 }
 
 // ---- Faults.

@@ -566,7 +566,9 @@ impl S3 {
         let body = match ask.request {
             Request::Get if status == http::StatusCode::OK => read_value(answer.body_mut())?,
             _ if status.is_success() => Body::Whole(Vec::new()), // the headers say it all
-            _ => Body::Whole(read_error(answer.body_mut())),
+            // Its document tells whether the object is missing or all of the bucket.
+            _ if status == http::StatusCode::NOT_FOUND => Body::Whole(read_error(answer.body_mut())?),
+            _ => Body::Whole(read_error(answer.body_mut()).unwrap_or_default()), // the status says the most
         };
         Ok(Answer { status: status.as_u16(), headers: std::mem::take(answer.headers_mut()), body })
     }
@@ -771,7 +773,7 @@ impl ErrorDocument {
                     "Region" => shown_word(&text).clone_into(&mut document.region),
                     _ => {}
                 },
-                Event::Eof => return is_error.then_some(document),
+                Event::Eof => return (is_error && path.is_empty()).then_some(document),
                 _ => {}
             }
         }
@@ -847,11 +849,11 @@ fn read_value(body: &mut ureq::Body) -> Result<Body, NoAnswer> {
     Ok(Body::Whole(value))
 }
 
-/// What can be had of an error document. The status says the most; that the rest is missing is no further error.
-fn read_error(body: &mut ureq::Body) -> Vec<u8> {
+fn read_error(body: &mut ureq::Body) -> Result<Vec<u8>, NoAnswer> {
     let mut document = Vec::new();
-    let _ = body.as_reader().take(ERROR_BYTES_MAX).read_to_end(&mut document);
-    document
+    let mut reader = body.as_reader().take(ERROR_BYTES_MAX);
+    reader.read_to_end(&mut document).map_err(|error| NoAnswer::from_body(&error, document.len()))?;
+    Ok(document)
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
@@ -900,5 +902,84 @@ impl fmt::Debug for S3 {
             .field("config", &self.config)
             .field("abilities", &self.abilities.get())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(code: &str) -> Option<ErrorDocument> {
+        Some(ErrorDocument { code: code.into(), region: String::new() })
+    }
+
+    fn meaning(request: Request, status: u16, code: &str) -> Verdict {
+        judge(request, status, error(code).as_ref(), &HeaderMap::new())
+    }
+
+    #[test]
+    fn only_what_may_help_is_tried_again() {
+        let again = |fault, may_be_done| Verdict::Again { fault, may_be_done };
+        for (status, code, verdict) in [
+            (500, "InternalError", again(Fault::Transient, true)),
+            (502, "", again(Fault::Transient, true)),
+            (503, "ServiceUnavailable", again(Fault::Transient, true)),
+            (504, "", again(Fault::Transient, true)),
+            (408, "", again(Fault::Transient, true)),
+            (503, "SlowDown", again(Fault::Throttled, false)),
+            (429, "", again(Fault::Throttled, false)),
+            (409, "ConditionalRequestConflict", again(Fault::Transient, false)),
+            (400, "RequestTimeout", again(Fault::Transient, false)),
+        ] {
+            assert_eq!(meaning(Request::Put, status, code), verdict, "{status} {code}");
+        }
+        for status in (400..=500).filter(|status| ![404, 408, 409, 412, 429, 500].contains(status)) {
+            let verdict = meaning(Request::Put, status, "Whatever");
+            assert!(matches!(verdict, Verdict::Denied { .. } | Verdict::Misconfigured { .. }), "{status}: {verdict:?}");
+        }
+    }
+
+    #[test]
+    fn an_absent_object_is_told_from_an_absent_bucket_and_from_an_absent_s3() {
+        assert_eq!(meaning(Request::Get, 404, "NoSuchKey"), Verdict::Missing);
+        assert!(matches!(meaning(Request::Get, 404, "NoSuchBucket"), Verdict::Misconfigured { .. }));
+        let without = |request| judge(request, 404, None, &HeaderMap::new());
+        assert_eq!(without(Request::Head), Verdict::Missing);
+        assert!(matches!(without(Request::Get), Verdict::Misconfigured { .. }));
+    }
+
+    #[test]
+    fn the_region_to_set_is_found_in_a_header_or_in_the_document() {
+        let document = "<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-west-1</Region></Error>";
+        let document = ErrorDocument::read(document.as_bytes());
+        let Verdict::Misconfigured { hint } = judge(Request::Get, 400, document.as_ref(), &HeaderMap::new()) else {
+            panic!("a matter of settings")
+        };
+        assert_eq!(hint, "the bucket is elsewhere; set AWS_REGION=eu-west-1");
+    }
+
+    #[test]
+    fn an_error_document_is_read_and_anything_else_is_none() {
+        let document = b"<?xml version=\"1.0\"?>\n<Error xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
+            <Code> SlowDown </Code><Message>a &lt; b</Message><Deep><Code>Other</Code></Deep></Error>";
+        assert_eq!(ErrorDocument::read(document), error("SlowDown"));
+        for other in ["", "{}", "<html><Code>x</Code></html>", "<Error><Code>cut", "<Error></Wrong>", "\u{0}\u{1}"] {
+            assert_eq!(ErrorDocument::read(other.as_bytes()), None, "{other}");
+        }
+        let nasty = "<Error><Code>a\nerror everything is fine</Code></Error>";
+        assert_eq!(ErrorDocument::read(nasty.as_bytes()), error(""), "not for our log");
+    }
+
+    #[test]
+    fn an_etag_loses_its_quotes_and_gets_them_back() {
+        for text in ["\"abc-2\"", "W/\"abc-2\"", "abc-2"] {
+            let mut headers = HeaderMap::new();
+            headers.insert("etag", text.parse().unwrap());
+            let version = version(&headers).unwrap();
+            assert_eq!((version.as_str(), quoted(&version).unwrap().as_str()), ("abc-2", "\"abc-2\""));
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert("etag", "\"\"".parse().unwrap());
+        assert_eq!(version(&headers), None);
     }
 }
