@@ -53,6 +53,9 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The window that everybody starts with, for streams and for the connection (section 6.9.2).
 const WINDOW_BYTES_INITIAL: u32 = 65_535;
 
+/// What we remember of the headers we send, in bytes, however much the peer would (section 6.5.2).
+const HEADER_TABLE_BYTES_MAX: u32 = 4096;
+
 /// `:status: 200`, `content-type: application/grpc`, as literals that leave both tables of headers alone (RFC 7541,
 /// sections 6.1 and 6.2.2). Only for speed: the codec would say the same with two allocations.
 const OK_HEAD_BLOCK: &[u8] = b"\x88\x0f\x10\x10application/grpc";
@@ -374,15 +377,17 @@ impl<T> Connection<T> {
             self.put_frame(frame::WindowUpdate::new(StreamId::ZERO, update).into());
         }
         let is_end = flags & END_STREAM != 0;
-        if flow_bytes == 0 && !is_end {
-            self.count_idle_frame(now)?;
-        }
         if flags & PADDED != 0 {
             let padding_bytes = if payload.has_remaining() { usize::from(payload.get_u8()) } else { usize::MAX };
             if padding_bytes > payload.len() {
                 return Err(Fault::Connection(Reason::PROTOCOL_ERROR)); // Section 6.1.
             }
             payload.truncate(payload.len() - padding_bytes);
+        }
+        if !payload.is_empty() {
+            self.idle_frames.earn();
+        } else if !is_end {
+            self.count_idle_frame(now)?;
         }
         let Some(key) = self.streams.key(id) else {
             // Frames that crossed with our reset are no fault; on a stream that has ended they are (section 5.1).
@@ -471,6 +476,7 @@ impl<T> Connection<T> {
             self.streams.highest_id = id;
             return Err(Fault::Stream(id, Reason::REFUSED_STREAM));
         }
+        self.idle_frames.earn();
         let key = self.streams.insert(Stream {
             id,
             receive: ReceiveWindow::new(self.profile.stream_window_bytes),
@@ -498,6 +504,7 @@ impl<T> Connection<T> {
             return if is_end { Err(malformed) } else { Ok(None) };
         }
         let due_bytes = due_bytes(&fields).map_err(|()| Fault::Stream(key.id, Reason::PROTOCOL_ERROR))?;
+        self.idle_frames.earn();
         let stream = self.streams.get_mut(key).expect("the caller has found it");
         stream.has_head = true;
         stream.due_bytes = due_bytes;
@@ -547,7 +554,7 @@ impl<T> Connection<T> {
             return Err(Fault::Connection(Reason::PROTOCOL_ERROR)); // Section 6.5.2.
         }
         if let Some(bytes) = settings.header_table_size() {
-            self.codec.set_send_header_table_size(bytes as usize);
+            self.codec.set_send_header_table_size(bytes.min(HEADER_TABLE_BYTES_MAX) as usize);
         }
         if let Some(bytes) = settings.max_frame_size() {
             self.codec.set_max_send_frame_size(bytes as usize);
@@ -566,11 +573,13 @@ impl<T> Connection<T> {
             }
         }
         self.put_frame(frame::Settings::ack().into());
-        let waiting: Vec<_> = self.streams.keys().collect();
-        for key in waiting {
-            self.queue(key);
+        if settings.initial_window_size().is_some() {
+            let waiting: Vec<_> = self.streams.keys().collect();
+            for key in waiting {
+                self.queue(key);
+            }
+            self.pump();
         }
-        self.pump();
         Ok(())
     }
 
@@ -722,6 +731,7 @@ impl<T> Connection<T> {
         if fits && stream.backlog.parts.is_empty() && outbox_bytes < OUTBOX_BYTES_MAX {
             stream.send.sent(bytes);
             self.send.sent(bytes);
+            self.idle_frames.earn();
             self.put_head(DATA, if is_last { END_STREAM } else { 0 }, key.id, bytes);
             self.outbox().put(head);
             self.outbox().put_bytes(rest);
@@ -868,6 +878,7 @@ impl<T> Connection<T> {
             stream.send.sent(bytes);
             let ending = if stream.backlog.parts.is_empty() { stream.backlog.ending.take() } else { None };
             self.send.sent(bytes);
+            self.idle_frames.earn();
             let flags = if matches!(ending, Some(Ending::Data)) { END_STREAM } else { 0 };
             self.put_head(DATA, flags, key.id, bytes);
             self.outbox().put_bytes(part_now);
@@ -947,8 +958,9 @@ impl<T> Connection<T> {
             self.fail(reason);
             return None;
         }
-        // Resets that the peer makes us send are as good as its own (CVE-2025-8671, MadeYouReset).
-        if !self.resets.take(now) {
+        // Resets that the peer makes us send are as good as its own (CVE-2025-8671, MadeYouReset); but one stream too
+        // many is no fault of a peer that has not seen our settings yet.
+        if reason != Reason::REFUSED_STREAM && !self.resets.take(now) {
             self.fail(Reason::ENHANCE_YOUR_CALM);
             return None;
         }

@@ -5,6 +5,8 @@ pub mod grpc;
 pub mod http2;
 pub mod log;
 pub mod mesh;
+pub mod metrics;
+pub mod shutdown;
 pub mod stream;
 pub mod task;
 pub mod tcp;

@@ -1,6 +1,7 @@
 //! Milena's router: who is asked.
 
 pub mod authority;
+pub mod config;
 pub mod forward;
 pub mod members;
 pub mod peers;

@@ -116,9 +116,9 @@ impl<T> Streams<T> {
         self.slab.iter_mut().map(|(_, stream)| stream)
     }
 
-    /// Whether this number has not been used yet.
+    /// Whether this number has not been used yet. Even ones, which only a server that pushes would use, never are.
     pub(crate) fn is_idle(&self, id: u32) -> bool {
-        id > self.highest_id
+        id > self.highest_id || id.is_multiple_of(2)
     }
 
     /// Remembers that we have reset `id`, so that frames which crossed with the reset are no fault.

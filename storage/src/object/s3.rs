@@ -46,7 +46,7 @@ use super::{
     Abilities, Asked, Asker, Request, Store,
     config::S3Config,
     is_document_name,
-    name::{KeyLayout, OBJECT_NAME_BYTES_MAX},
+    name::{HASH_MARK, KeyLayout},
     retry::{Attempts, Fault, Next},
 };
 use crate::{Cause, Condition, Entry, Error, Found, Operation, Timestamp, Version};
@@ -84,11 +84,7 @@ pub struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(3),
-            attempt: Duration::from_secs(15),
-            operation: Duration::from_secs(30),
-        }
+        Self { connect: Duration::from_secs(3), attempt: Duration::from_secs(15), operation: Duration::from_secs(30) }
     }
 }
 
@@ -205,6 +201,12 @@ impl S3 {
         Self { credentials, patience, agent: agent.build().new_agent(), config, abilities: OnceLock::new() }
     }
 
+    /// What it was made from.
+    #[must_use]
+    pub fn config(&self) -> &S3Config {
+        &self.config
+    }
+
     fn name_of(&self, key: &Key) -> String {
         self.config.layout.object_name(&self.config.prefix, key.as_ref())
     }
@@ -216,7 +218,7 @@ impl S3 {
 
     /// What tells whose object it is, where the object's name does not.
     fn owner_of(&self, key: &Key, name: &str) -> Option<String> {
-        let is_told = self.config.layout == KeyLayout::Plain && name.len() < OBJECT_NAME_BYTES_MAX;
+        let is_told = self.config.layout == KeyLayout::Plain && !name.contains(HASH_MARK);
         (!is_told).then(|| BASE64.encode([key.bucket().as_bytes(), b"/", key.name()].concat()))
     }
 
@@ -286,7 +288,8 @@ impl S3 {
             return Err(damaged("checksum mismatch"));
         }
         // Without a length, the end of a connection is the end of the value, however early.
-        let has_length = headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING);
+        let has_length =
+            headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING);
         if checksum.is_none() && !has_length {
             return Err(damaged("neither a length nor a checksum came with it"));
         }
@@ -298,7 +301,7 @@ impl S3 {
     fn put_object(
         &self,
         name: &str,
-        owner: Option<String>,
+        owner: Option<&str>,
         value: &[u8],
         expires: Option<Timestamp>,
         condition: &Condition,
@@ -325,7 +328,7 @@ impl S3 {
                 (CONTENT_MD5, BASE64.encode(Md5::digest(value))),
             ];
             headers.extend(expires.map(|expires| (META_EXPIRES_MS, expires.0.to_string())));
-            headers.extend(owner.clone().map(|owner| (META_KEY, owner)));
+            headers.extend(owner.map(|owner| (META_KEY, owner.to_owned())));
             match &precondition {
                 Precondition::None => {}
                 Precondition::Absent => headers.push((IF_NONE_MATCH, "*".into())),
@@ -655,7 +658,7 @@ impl Store for S3 {
         asker: &mut Asker,
     ) -> Result<Version, Error> {
         let name = self.name_of(key);
-        self.put_object(&name, self.owner_of(key, &name), value, expires, condition, asker)
+        self.put_object(&name, self.owner_of(key, &name).as_deref(), value, expires, condition, asker)
     }
 
     fn delete(&self, key: &Key, condition: &Condition, asker: &mut Asker) -> Result<(), Error> {
@@ -697,7 +700,9 @@ fn judge(request: Request, status: u16, document: Option<&ErrorDocument>, header
         (412, _) => Verdict::ConditionFailed,
         (501, _) | (_, "NotImplemented") => Verdict::NotImplemented,
 
-        (_, "NoSuchBucket") => misconfigured("does the bucket exist in this region? see STORE, S3_BUCKET and AWS_REGION"),
+        (_, "NoSuchBucket") => {
+            misconfigured("does the bucket exist in this region? see STORE, S3_BUCKET and AWS_REGION")
+        }
         // A HEAD has no body.
         (404, _) if document.is_some() || request == Request::Head => Verdict::Missing,
         (404, _) => misconfigured("this is not S3's way to say no; does S3_ENDPOINT name an S3 server?"),
@@ -717,9 +722,12 @@ fn judge(request: Request, status: u16, document: Option<&ErrorDocument>, header
         }
         (301 | 302 | 303 | 307 | 308, _)
         | (400, "AuthorizationHeaderMalformed" | "AuthorizationQueryParametersError") => {
-            let named = header(headers, "x-amz-bucket-region").or(document.map(|d| &*d.region)).filter(|r| !r.is_empty());
+            let named =
+                header(headers, "x-amz-bucket-region").or(document.map(|d| &*d.region)).filter(|r| !r.is_empty());
             match named {
-                Some(region) => Verdict::Misconfigured { hint: format!("the bucket is elsewhere; set AWS_REGION={region}") },
+                Some(region) => {
+                    Verdict::Misconfigured { hint: format!("the bucket is elsewhere; set AWS_REGION={region}") }
+                }
                 None => misconfigured("the bucket is elsewhere; see AWS_REGION and S3_ENDPOINT"),
             }
         }
@@ -758,13 +766,11 @@ impl ErrorDocument {
                 Event::End(_) => {
                     path.pop();
                 }
-                Event::Text(text) if path.len() == 2 && is_error => {
-                    match path[1].as_str() {
-                        "Code" => shown_word(&text).clone_into(&mut document.code),
-                        "Region" => shown_word(&text).clone_into(&mut document.region),
-                        _ => {}
-                    }
-                }
+                Event::Text(text) if path.len() == 2 && is_error => match path[1].as_str() {
+                    "Code" => shown_word(&text).clone_into(&mut document.code),
+                    "Region" => shown_word(&text).clone_into(&mut document.region),
+                    _ => {}
+                },
                 Event::Eof => return is_error.then_some(document),
                 _ => {}
             }
@@ -890,6 +896,9 @@ fn is_loopback(config: &S3Config) -> bool {
 
 impl fmt::Debug for S3 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("S3").field("config", &self.config).field("abilities", &self.abilities.get()).finish_non_exhaustive()
+        f.debug_struct("S3")
+            .field("config", &self.config)
+            .field("abilities", &self.abilities.get())
+            .finish_non_exhaustive()
     }
 }
