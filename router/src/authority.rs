@@ -290,10 +290,20 @@ pub enum Event {
         /// Since this epoch, which everybody will know as soon as it is written.
         epoch: u64,
     },
-    /// A member left.
-    Left(Arc<Member>),
+    /// A member said goodbye.
+    Left {
+        /// Who.
+        member: Arc<Member>,
+        /// Since this epoch.
+        epoch: u64,
+    },
     /// A member's lease ended.
-    Lapsed(Lapsed),
+    Lapsed {
+        /// Who.
+        lapsed: Lapsed,
+        /// Since this epoch.
+        epoch: u64,
+    },
     /// Writing failed, and had not before.
     Unwritten(Unwritten),
     /// Writing works again.
@@ -346,6 +356,12 @@ impl Authority {
         &self.view
     }
 
+    /// Nodes that are alive in the table that will be written next. O(slots).
+    #[must_use]
+    pub fn alive_count(&self) -> usize {
+        self.members.alive_count()
+    }
+
     /// Takes a question in. Its answer comes out of [`Authority::take_answers`], now or after a write.
     pub fn ask(&mut self, asker: Asker, question: Question, now: Instant) {
         if let Some(Unwritten::Deposed(reason)) = &self.trouble {
@@ -356,7 +372,8 @@ impl Authority {
             Question::Leave { node_id, address } => {
                 let left = self.members.leave(&node_id, &address);
                 let answer = Answer::Left { was_member: left.is_some() };
-                self.events.extend(left.map(Event::Left));
+                let epoch = self.members.epoch();
+                self.events.extend(left.map(|member| Event::Left { member, epoch }));
                 // Also when there was none: the Leave that ended it may still be waiting for its write.
                 self.answer_at(self.members.epoch(), asker, answer);
             }
@@ -402,7 +419,9 @@ impl Authority {
         if matches!(self.trouble, Some(Unwritten::Deposed(_))) {
             return;
         }
-        self.events.extend(self.members.tick(now).into_iter().map(Event::Lapsed));
+        let lapsed = self.members.tick(now);
+        let epoch = self.members.epoch();
+        self.events.extend(lapsed.into_iter().map(|lapsed| Event::Lapsed { lapsed, epoch }));
         self.is_pausing = false;
     }
 
@@ -561,11 +580,10 @@ impl Place {
     }
 }
 
-/// The thread that writes, so that no core ever waits for a disk or for S3.
+/// The thread that writes, so that no core ever waits for a disk or for S3. It ends with this, after a write that is in the air.
 #[derive(Debug)]
 pub struct Writer {
     documents: SyncSender<Document>,
-    thread: JoinHandle<()>,
 }
 
 impl Writer {
@@ -573,7 +591,7 @@ impl Writer {
     ///
     /// # Errors
     /// When no thread can be made.
-    pub fn start(mut place: Place, authority: mesh::Sender<ToAuthority>) -> io::Result<Self> {
+    pub fn start(mut place: Place, authority: mesh::Sender<ToAuthority>) -> io::Result<(Self, JoinHandle<()>)> {
         let (documents, inbox) = sync_channel::<Document>(1);
         let run = move || {
             for document in inbox {
@@ -583,7 +601,7 @@ impl Writer {
             }
         };
         let thread = thread::Builder::new().name("milena-topology".to_owned()).spawn(run)?;
-        Ok(Self { documents, thread })
+        Ok((Self { documents }, thread))
     }
 
     /// Begins to write `document`. Never waits.
@@ -592,12 +610,6 @@ impl Writer {
     /// When a write is in the air already.
     pub fn write(&self, document: Document) {
         self.documents.try_send(document).expect("one write at a time, and the thread lives as long as this");
-    }
-
-    /// Ends the thread, after a write that is in the air. Blocks for as long as that takes.
-    pub fn stop(self) {
-        drop(self.documents);
-        self.thread.join().expect("a panic would have ended the process");
     }
 }
 
