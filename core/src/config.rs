@@ -12,7 +12,7 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
 };
@@ -20,6 +20,7 @@ use std::{
 use clap::Parser;
 use milena_net::log::{Log, LogError};
 use milena_proto::limits::{CORES_MAX, VALUE_BYTES_MAX, VALUE_BYTES_MAX_DEFAULT};
+use milena_storage::object::{PoolSizes, StoreConfig, StoreConfigError, StoreSettings};
 
 /// What a core needs at least, in bytes: below that, connection buffers would leave nothing for entries.
 pub const CORE_MEMORY_BYTES_MIN: u64 = 16 << 20;
@@ -111,6 +112,9 @@ pub struct Config {
     /// Names of objects (plain): plain = PREFIX BUCKET/KEY; md5 = as the predecessor wrote them.
     #[arg(long, env, value_name = "plain|md5")]
     pub s3_key_layout: Option<String>,
+    /// How a bucket is addressed (auto): path = http://host/bucket, virtual-host = http://bucket.host.
+    #[arg(long, env, value_name = "auto|path|virtual-host")]
+    pub s3_addressing: Option<String>,
     /// Reads of the store that may be under way at once (64).
     #[arg(long, env, value_name = "COUNT")]
     pub s3_read_threads: Option<String>,
@@ -169,11 +173,9 @@ pub struct Settings {
     /// This node's own directory, `DATA_DIR/node-PORT`; not made yet.
     pub node_dir: PathBuf,
     /// The truth.
-    pub store: StoreSetting,
-    /// Reads of the store under way at once.
-    pub store_read_threads: usize,
-    /// Writes to the store under way at once.
-    pub store_write_threads: usize,
+    pub store: StoreConfig,
+    /// The threads that ask it.
+    pub store_threads: PoolSizes,
     /// Where operators look; `None` = nowhere, port 0 = any free one.
     pub metrics: Option<SocketAddr>,
     /// How long requests in progress may take once the node stops.
@@ -202,54 +204,6 @@ pub enum ShardPorts {
     Ephemeral,
     /// This one for core 0, the next one for core 1, and so on.
     From(u16),
-}
-
-/// The store below the caches.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StoreSetting {
-    /// Memory only: nothing survives the process.
-    None,
-    /// A directory.
-    Directory(PathBuf),
-    /// A bucket.
-    S3(S3Setting),
-}
-
-/// A bucket of S3 and how to get at it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct S3Setting {
-    /// The bucket's name.
-    pub bucket: String,
-    /// What every object's name begins with: empty, or ending in `/`.
-    pub prefix: String,
-    /// `None` = Amazon's own for the region.
-    pub endpoint: Option<String>,
-    /// The region that requests are signed for.
-    pub region: String,
-    /// How objects are named.
-    pub layout: KeyLayout,
-    /// `None` = the environment has none; the node starts and says so.
-    pub credentials: Option<Credentials>,
-}
-
-/// How objects are named.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyLayout {
-    /// `{prefix}{bucket}/{key}`.
-    Plain,
-    /// Two runs of hexadecimal digits of md5(key, bucket), as the predecessor wrote.
-    Md5,
-}
-
-/// Who asks S3.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Credentials {
-    /// `AWS_ACCESS_KEY_ID`.
-    pub access_key_id: String,
-    /// `AWS_SECRET_ACCESS_KEY`.
-    pub secret_access_key: Secret,
-    /// `AWS_SESSION_TOKEN`.
-    pub session_token: Option<Secret>,
 }
 
 /// Why a configuration was refused. The text is one line: the setting, the value found, what is allowed.
@@ -303,13 +257,8 @@ pub enum ConfigError {
         /// That port.
         port: u16,
     },
-    /// One half of the credentials.
-    CredentialsIncomplete {
-        /// The variable that is set.
-        found: &'static str,
-        /// The variable that is not.
-        missing: &'static str,
-    },
+    /// A setting of the store.
+    Store(StoreConfigError),
     /// `WRITE_MODE=back`, which needs what this version does not have.
     WriteModeNeedsDisk,
     /// `DISK` above 0, which this version does not have.
@@ -345,11 +294,6 @@ impl Config {
         let spin = || format!("microseconds from 0 to {SPIN_US_MAX}");
         let drain = || format!("seconds from 0 to {STAGE_SECONDS_MAX}");
         let entries = || "a count of entries, 0 = limited by bytes only".to_owned();
-        let threads = || format!("a count from 1 to {STORE_THREADS_MAX}");
-        let threads_of = |flag, value, default| {
-            let threads = number(flag, value, 1..=STORE_THREADS_MAX, threads)?.unwrap_or(default);
-            Ok(usize::try_from(threads).expect("at most STORE_THREADS_MAX"))
-        };
         Ok(Settings {
             listen,
             routers: self.routers()?,
@@ -369,8 +313,7 @@ impl Config {
             value_bytes_max: self.value_bytes_max()?,
             node_dir: data_dir.join(format!("node-{}", listen.port())),
             store: self.store(&data_dir)?,
-            store_read_threads: threads_of("--s3-read-threads", &self.s3_read_threads, 64)?,
-            store_write_threads: threads_of("--s3-write-threads", &self.s3_write_threads, 32)?,
+            store_threads: self.store_threads()?,
             metrics,
             drain: Duration::from_secs(
                 number("--drain-seconds", &self.drain_seconds, 0..=STAGE_SECONDS_MAX, drain)?.unwrap_or(10),
@@ -478,77 +421,37 @@ impl Config {
         Ok(())
     }
 
-    fn store(&self, data_dir: &std::path::Path) -> Result<StoreSetting, ConfigError> {
-        let layout =
-            read("--s3-key-layout", &self.s3_key_layout, "plain or md5", key_layout)?.unwrap_or(KeyLayout::Plain);
-        let s3 = |flag: &'static str, found: &str| {
-            let name = found.strip_prefix("s3://").unwrap_or(found);
-            let (bucket, prefix) = name.split_once('/').unwrap_or((name, ""));
-            let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-            if bucket.is_empty() || !bucket.bytes().all(is_legal) {
-                return Err(ConfigError::Illegal {
-                    flag,
-                    found: found.to_owned(),
-                    allowed: "the name of a bucket: letters, digits, '-', '.' and '_'".to_owned(),
-                });
-            }
-            let prefix = prefix.trim_matches('/');
-            Ok(StoreSetting::S3(S3Setting {
-                bucket: bucket.to_owned(),
-                prefix: if prefix.is_empty() { String::new() } else { format!("{prefix}/") },
-                endpoint: self.endpoint()?,
-                region: written(&self.aws_region).unwrap_or("us-east-1").to_owned(),
-                layout,
-                credentials: self.credentials()?,
-            }))
-        };
-        let Some(store) = written(&self.store) else {
-            return match written(&self.s3_bucket) {
-                Some(bucket) => s3("--s3-bucket", bucket),
-                None => Ok(StoreSetting::Directory(data_dir.join("store"))),
-            };
-        };
-        if store.eq_ignore_ascii_case("none") {
-            return Ok(StoreSetting::None);
-        }
-        if store.starts_with("s3://") {
-            return s3("--store", store);
-        }
-        match store.strip_prefix("file://") {
-            Some(directory) if !directory.is_empty() => Ok(StoreSetting::Directory(PathBuf::from(directory))),
-            _ => Err(ConfigError::Illegal {
-                flag: "--store",
-                found: store.to_owned(),
-                allowed: "s3://bucket/prefix, file:///directory or none".to_owned(),
-            }),
-        }
-    }
-
-    fn endpoint(&self) -> Result<Option<String>, ConfigError> {
-        let flag = if written(&self.s3_endpoint).is_some() { "--s3-endpoint" } else { "AWS_ENDPOINT_URL" };
-        let value = if written(&self.s3_endpoint).is_some() { &self.s3_endpoint } else { &self.aws_endpoint_url };
-        read(flag, value, "http://host:port or https://host", |text| {
-            let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"))?;
-            let host = rest.trim_end_matches('/');
-            (!host.is_empty() && !host.contains(['/', '?', '#', '@', ' ']))
-                .then(|| text.trim_end_matches('/').to_owned())
+    fn store(&self, data_dir: &Path) -> Result<StoreConfig, ConfigError> {
+        let secret = |secret: &'_ Option<Secret>| secret.as_ref().map(|secret| secret.0.clone());
+        let (secret_access_key, session_token) = (secret(&self.aws_secret_access_key), secret(&self.aws_session_token));
+        StoreConfig::read(&StoreSettings {
+            setting: "STORE",
+            store: written(&self.store).map(|store| if store.eq_ignore_ascii_case("none") { "none" } else { store }),
+            s3_bucket: written(&self.s3_bucket),
+            s3_endpoint: written(&self.s3_endpoint).or(written(&self.aws_endpoint_url)),
+            aws_region: written(&self.aws_region),
+            s3_key_layout: written(&self.s3_key_layout),
+            s3_addressing: written(&self.s3_addressing),
+            access_key_id: written(&self.aws_access_key_id),
+            secret_access_key: secret_access_key.as_deref(),
+            session_token: session_token.as_deref(),
+            data_dir,
         })
+        .map_err(ConfigError::Store)
     }
 
-    fn credentials(&self) -> Result<Option<Credentials>, ConfigError> {
-        const ID: &str = "AWS_ACCESS_KEY_ID";
-        const SECRET: &str = "AWS_SECRET_ACCESS_KEY";
-        let secret = |secret: &Option<Secret>| secret.clone().filter(|secret| !secret.0.trim().is_empty());
-        match (written(&self.aws_access_key_id), secret(&self.aws_secret_access_key)) {
-            (Some(id), Some(secret_access_key)) => Ok(Some(Credentials {
-                access_key_id: id.to_owned(),
-                secret_access_key,
-                session_token: secret(&self.aws_session_token),
-            })),
-            (None, None) => Ok(None),
-            (Some(_), None) => Err(ConfigError::CredentialsIncomplete { found: ID, missing: SECRET }),
-            (None, Some(_)) => Err(ConfigError::CredentialsIncomplete { found: SECRET, missing: ID }),
-        }
+    fn store_threads(&self) -> Result<PoolSizes, ConfigError> {
+        let threads = |flag, value, default| {
+            let allowed = || format!("a count from 1 to {STORE_THREADS_MAX}");
+            let threads = number(flag, value, 1..=STORE_THREADS_MAX, allowed)?;
+            Ok(threads.map_or(default, |threads| u32::try_from(threads).expect("at most STORE_THREADS_MAX")))
+        };
+        let default = PoolSizes::default();
+        Ok(PoolSizes {
+            read_threads: threads("--s3-read-threads", &self.s3_read_threads, default.read_threads)?,
+            write_threads: threads("--s3-write-threads", &self.s3_write_threads, default.write_threads)?,
+            ..default
+        })
     }
 }
 
@@ -628,14 +531,6 @@ fn boolean(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "yes" | "on" | "1" => Some(true),
         "false" | "no" | "off" | "0" => Some(false),
-        _ => None,
-    }
-}
-
-fn key_layout(text: &str) -> Option<KeyLayout> {
-    match text.to_ascii_lowercase().as_str() {
-        "plain" => Some(KeyLayout::Plain),
-        "md5" => Some(KeyLayout::Md5),
         _ => None,
     }
 }
@@ -730,9 +625,7 @@ impl fmt::Display for ConfigError {
             Self::MetricsPortIsListenPort { port } => {
                 write!(f, "--metrics-port {port}: --listen-addr has that port already; set another one, or 0 for none")
             }
-            Self::CredentialsIncomplete { found, missing } => {
-                write!(f, "{found} is set and {missing} is not; set both or none")
-            }
+            Self::Store(error) => error.fmt(f),
             Self::WriteModeNeedsDisk => f.write_str(
                 "--write-mode back: needs the disk tier, which a later version has; allowed is through, where a write is in \
                  the store when it is acknowledged",
@@ -762,6 +655,8 @@ impl FromStr for Secret {
 
 #[cfg(test)]
 mod tests {
+    use milena_storage::object::name::KeyLayout;
+
     use super::*;
 
     /// The settings of a machine with four cores on which only these are written, as `name=value`.
@@ -791,6 +686,7 @@ mod tests {
                 "AWS_REGION" => &mut config.aws_region,
                 "AWS_ACCESS_KEY_ID" => &mut config.aws_access_key_id,
                 "S3_KEY_LAYOUT" => &mut config.s3_key_layout,
+                "S3_ADDRESSING" => &mut config.s3_addressing,
                 "S3_READ_THREADS" => &mut config.s3_read_threads,
                 "S3_WRITE_THREADS" => &mut config.s3_write_threads,
                 "WRITE_MODE" => &mut config.write_mode,
@@ -824,7 +720,7 @@ mod tests {
         assert_eq!(settings.entries_max, None);
         assert_eq!(settings.believed, Some(Duration::from_secs(3600)));
         assert_eq!(settings.value_bytes_max, 5 << 20);
-        assert_eq!(settings.store, StoreSetting::Directory("./milena-data/store".into()));
+        assert_eq!(settings.store, StoreConfig::Directory("./milena-data/store".into()));
         assert_eq!(settings.metrics.unwrap().to_string(), "127.0.0.1:9091");
     }
 
@@ -848,8 +744,9 @@ mod tests {
         for node in &nodes {
             assert_eq!(node.routers, ["http://localhost:50050"]);
             assert_eq!(node.entries_max, Some(10_000));
-            let StoreSetting::S3(s3) = &node.store else { panic!("{:?}", node.store) };
-            assert_eq!((&*s3.bucket, &*s3.prefix, &*s3.region), ("my-cache-bucket", "", "us-west-2"));
+            let StoreConfig::S3(s3) = &node.store else { panic!("{:?}", node.store) };
+            assert_eq!(node.store.to_string(), "s3://my-cache-bucket/");
+            assert_eq!(s3.bucket.region(), "us-west-2");
             assert_eq!(s3.credentials, None);
         }
         assert_eq!(nodes[2].metrics.unwrap().to_string(), "0.0.0.0:9093");
@@ -861,7 +758,7 @@ mod tests {
     fn an_empty_variable_is_one_that_is_not_set() {
         let settings = settings(&["ROUTER_ADDR=", "STORE= ", "S3_BUCKET=", "MEMORY=", "CORES=", "LOG_LEVEL="]).unwrap();
         assert!(settings.routers.is_empty());
-        assert_eq!(settings.store, StoreSetting::Directory("./milena-data/store".into()));
+        assert_eq!(settings.store, StoreConfig::Directory("./milena-data/store".into()));
     }
 
     #[test]
@@ -905,40 +802,34 @@ mod tests {
     #[test]
     fn the_store_is_what_store_says_then_the_bucket_then_a_directory() {
         let store = |written: &[&str]| settings(written).unwrap().store;
-        let StoreSetting::S3(s3) = store(&["STORE=s3://kv/some/prefix", "S3_BUCKET=other", "S3_ENDPOINT=http://a:1/"])
-        else {
-            panic!("not S3");
+        assert_eq!(
+            store(&["STORE=s3://kv-prod/some/prefix", "S3_BUCKET=other"]).to_string(),
+            "s3://kv-prod/some/prefix/"
+        );
+        assert_eq!(store(&["STORE=file:///var/kv", "S3_BUCKET=other"]), StoreConfig::Directory("/var/kv".into()));
+        assert_eq!(store(&["STORE=file://./kv"]), StoreConfig::Directory("./kv".into()));
+        assert_eq!(store(&["STORE=None", "S3_BUCKET=other"]), StoreConfig::None);
+        assert_eq!(store(&["DATA_DIR=/srv"]), StoreConfig::Directory("/srv/store".into()));
+        let s3 = |written: &[&str]| match store(&[&["S3_BUCKET=kv-prod"], written].concat()) {
+            StoreConfig::S3(s3) => s3,
+            other => panic!("{other}"),
         };
-        assert_eq!((&*s3.bucket, &*s3.prefix, s3.endpoint.as_deref()), ("kv", "some/prefix/", Some("http://a:1")));
-        assert_eq!(s3.layout, KeyLayout::Plain);
-        assert_eq!(store(&["STORE=file:///var/kv", "S3_BUCKET=other"]), StoreSetting::Directory("/var/kv".into()));
-        assert_eq!(store(&["STORE=file://./kv"]), StoreSetting::Directory("./kv".into()));
-        assert_eq!(store(&["STORE=None", "S3_BUCKET=other"]), StoreSetting::None);
-        let StoreSetting::S3(s3) = store(&[
-            "S3_BUCKET=kv",
-            "AWS_ENDPOINT_URL=https://s3.example",
-            "S3_KEY_LAYOUT=md5",
-            "AWS_REGION=eu-north-1",
-        ]) else {
-            panic!("not S3");
-        };
-        assert_eq!((s3.endpoint.as_deref(), s3.layout), (Some("https://s3.example"), KeyLayout::Md5));
-        assert_eq!(s3.region, "eu-north-1");
+        let from_aws = s3(&["AWS_ENDPOINT_URL=http://a:1", "S3_KEY_LAYOUT=md5", "AWS_REGION=eu-north-1"]);
+        assert_eq!(from_aws.bucket.base_url().as_str(), "http://a:1/kv-prod/");
+        assert_eq!((from_aws.layout, from_aws.bucket.region()), (KeyLayout::Md5, "eu-north-1"));
+        let ours = s3(&["AWS_ENDPOINT_URL=http://a:1", "S3_ENDPOINT=http://b:2"]);
+        assert_eq!(ours.bucket.base_url().as_str(), "http://b:2/kv-prod/");
     }
 
     #[test]
     fn credentials_are_taken_whole_and_never_shown() {
-        let written = ["S3_BUCKET=kv", "AWS_ACCESS_KEY_ID=id", "AWS_SECRET_ACCESS_KEY=hush"];
-        let settings = settings(&written).unwrap();
-        assert!(!format!("{settings:?}").contains("hush"));
-        assert_eq!(
-            refused(&written[..2]),
-            "AWS_ACCESS_KEY_ID is set and AWS_SECRET_ACCESS_KEY is not; set both or none"
-        );
-        assert_eq!(
-            refused(&[written[0], written[2]]),
-            "AWS_SECRET_ACCESS_KEY is set and AWS_ACCESS_KEY_ID is not; set both or none"
-        );
+        let written = ["S3_BUCKET=kv-prod", "AWS_ACCESS_KEY_ID=id", "AWS_SECRET_ACCESS_KEY=hush"];
+        let StoreConfig::S3(s3) = settings(&written).unwrap().store else { panic!("not S3") };
+        assert_eq!(s3.credentials.as_ref().unwrap().secret_access_key, "hush");
+        let config = Config { aws_secret_access_key: Some(Secret("hush".to_owned())), ..Config::default() };
+        assert!(!format!("{:?} {config:?}", settings(&written)).contains("hush"));
+        assert!(refused(&written[..2]).contains("AWS_SECRET_ACCESS_KEY is not set and AWS_ACCESS_KEY_ID is"));
+        assert!(refused(&[written[0], written[2]]).contains("AWS_ACCESS_KEY_ID is not set"));
     }
 
     #[test]
@@ -1021,11 +912,6 @@ mod tests {
             ("VALUE_MAX=65MiB", "--value-max 65MiB: allowed is a size from 1 to 64MiB"),
             ("VALUE_MAX=0", "--value-max 0: allowed is a size from 1 to 64MiB"),
             ("DISK=x", "--disk x: allowed is bytes, or a number with KiB, MiB, GiB or TiB"),
-            ("STORE=gs://b", "--store gs://b: allowed is s3://bucket/prefix, file:///directory or none"),
-            ("STORE=file://", "--store file://: allowed is s3://bucket/prefix, file:///directory or none"),
-            ("STORE=s3://", "--store s3://: allowed is the name of a bucket: letters, digits, '-', '.' and '_'"),
-            ("S3_BUCKET=a b", "--s3-bucket a b: allowed is the name of a bucket: letters, digits, '-', '.' and '_'"),
-            ("S3_KEY_LAYOUT=sha1", "--s3-key-layout sha1: allowed is plain or md5"),
             ("S3_READ_THREADS=0", "--s3-read-threads 0: allowed is a count from 1 to 4096"),
             ("S3_WRITE_THREADS=x", "--s3-write-threads x: allowed is a count from 1 to 4096"),
             ("WRITE_MODE=around", "--write-mode around: allowed is through or back"),
@@ -1035,8 +921,19 @@ mod tests {
         ] {
             assert_eq!(refused(&[written]), text, "{written}");
         }
-        let endpoint = refused(&["S3_BUCKET=kv", "S3_ENDPOINT=localhost:9000"]);
-        assert_eq!(endpoint, "--s3-endpoint localhost:9000: allowed is http://host:port or https://host");
+        for (written, named) in [
+            (["STORE=gs://b", "S3_BUCKET="], "STORE=gs://b: "),
+            (["STORE=file://", "S3_BUCKET="], "STORE=file://: "),
+            (["STORE=s3://", "S3_BUCKET="], "STORE=: "),
+            (["S3_BUCKET=a b", "STORE="], "S3_BUCKET=a b: "),
+            (["S3_BUCKET=kv-prod", "S3_KEY_LAYOUT=sha1"], "S3_KEY_LAYOUT=sha1: "),
+            (["S3_BUCKET=kv-prod", "S3_ENDPOINT=localhost:9000"], "S3_ENDPOINT=localhost:9000: "),
+            (["S3_BUCKET=kv-prod", "S3_ADDRESSING=dns"], "S3_ADDRESSING=dns: "),
+            (["S3_BUCKET=kv-prod", "AWS_REGION=a b"], "AWS_REGION=a b: "),
+        ] {
+            let text = refused(&written);
+            assert!(text.starts_with(named), "{text}");
+        }
         assert!(refused(&["LOG_LEVEL=loud"]).starts_with("--log-level loud: not a level"));
     }
 

@@ -77,6 +77,13 @@ pub fn listen_on_all(address: SocketAddr, count: usize) -> Result<Vec<Listener>,
     Ok(listeners)
 }
 
+/// For plain threads: a listener that blocks, and the address it has.
+pub(crate) fn listen_blocking(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ListenError> {
+    let listener = listen(address, ListenOptions::default())?;
+    listener.socket.set_nonblocking(false).map_err(|source| ListenError { address, source })?;
+    Ok((listener.socket, listener.address))
+}
+
 fn bind(address: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // Connections of an earlier process that still linger do not hold the port; one that listens does.
@@ -170,7 +177,7 @@ impl Listener {
 
 /// What a failed accept says about what comes next.
 #[derive(Debug, PartialEq, Eq)]
-enum Trouble {
+pub(crate) enum Trouble {
     NothingThere,
     ThatConnection,
     NoRoom,
@@ -178,7 +185,7 @@ enum Trouble {
 }
 
 impl Trouble {
-    fn of(error: &io::Error) -> Self {
+    pub(crate) fn of(error: &io::Error) -> Self {
         match error.raw_os_error() {
             Some(libc::EAGAIN) => Self::NothingThere,
             // accept(2), "Error handling": errors of the new connection come out of accept; treat them like EAGAIN.

@@ -18,9 +18,23 @@
 //! There is one authority for now. The document is written by compare-and-set, so that a second one is noticed by the first
 //! change it makes, and the one that was there first stops deciding: two of them would give one slot to two nodes.
 
-use std::{fmt, sync::Arc, time::Instant};
+use std::{
+    fmt, io,
+    sync::{
+        Arc,
+        mpsc::{SyncSender, sync_channel},
+    },
+    thread::{self, JoinHandle},
+    time::Instant,
+};
 
+use bytes::Bytes;
+use milena_net::mesh;
 use milena_proto::limits::SLOTS_MAX;
+use milena_storage::{
+    Cause, Condition, Error, Version,
+    object::{self, Store, StoreConfig},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::members::{Joined, Lapsed, Member, Members, Refusal, Slot, State, View, is_address};
@@ -276,10 +290,20 @@ pub enum Event {
         /// Since this epoch, which everybody will know as soon as it is written.
         epoch: u64,
     },
-    /// A member left.
-    Left(Arc<Member>),
+    /// A member said goodbye.
+    Left {
+        /// Who.
+        member: Arc<Member>,
+        /// Since this epoch.
+        epoch: u64,
+    },
     /// A member's lease ended.
-    Lapsed(Lapsed),
+    Lapsed {
+        /// Who.
+        lapsed: Lapsed,
+        /// Since this epoch.
+        epoch: u64,
+    },
     /// Writing failed, and had not before.
     Unwritten(Unwritten),
     /// Writing works again.
@@ -332,6 +356,12 @@ impl Authority {
         &self.view
     }
 
+    /// Nodes that are alive in the table that will be written next. O(slots).
+    #[must_use]
+    pub fn alive_count(&self) -> usize {
+        self.members.alive_count()
+    }
+
     /// Takes a question in. Its answer comes out of [`Authority::take_answers`], now or after a write.
     pub fn ask(&mut self, asker: Asker, question: Question, now: Instant) {
         if let Some(Unwritten::Deposed(reason)) = &self.trouble {
@@ -342,7 +372,8 @@ impl Authority {
             Question::Leave { node_id, address } => {
                 let left = self.members.leave(&node_id, &address);
                 let answer = Answer::Left { was_member: left.is_some() };
-                self.events.extend(left.map(Event::Left));
+                let epoch = self.members.epoch();
+                self.events.extend(left.map(|member| Event::Left { member, epoch }));
                 // Also when there was none: the Leave that ended it may still be waiting for its write.
                 self.answer_at(self.members.epoch(), asker, answer);
             }
@@ -388,7 +419,9 @@ impl Authority {
         if matches!(self.trouble, Some(Unwritten::Deposed(_))) {
             return;
         }
-        self.events.extend(self.members.tick(now).into_iter().map(Event::Lapsed));
+        let lapsed = self.members.tick(now);
+        let epoch = self.members.epoch();
+        self.events.extend(lapsed.into_iter().map(|lapsed| Event::Lapsed { lapsed, epoch }));
         self.is_pausing = false;
     }
 
@@ -450,6 +483,150 @@ impl Authority {
         std::mem::take(&mut self.events)
     }
 }
+
+/// The name of the document in its store.
+const DOCUMENT_NAME: &str = "topology";
+
+/// Writes of unknown outcome that are remembered: any of them may be what the store has.
+const ATTEMPTS_MAX: usize = 16;
+
+/// The document's place in a store. Every method blocks.
+#[derive(Debug)]
+pub struct Place {
+    store: Arc<dyn Store>,
+    asker: object::Asker,
+    /// What the store has, as far as we know.
+    version: Option<Version>,
+    /// What we have tried to write since, oldest first.
+    attempts: Vec<Bytes>,
+}
+
+/// Why the table cannot be read, or cannot be kept where it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PlaceError {
+    /// The store does not answer, or refuses.
+    Store(Error),
+    /// The store overwrites whatever a condition says: two routers would not notice each other.
+    Unconditional,
+    /// What is there is not a table of ours.
+    Document(DocumentError),
+}
+
+impl Place {
+    /// Opens the store, reads the table that is kept there, and writes it back as it is: a store that cannot be written to is
+    /// found now and not at the first Join at night, and a router that wrote here before us notices at its next change.
+    ///
+    /// # Errors
+    /// [`PlaceError`]; nothing has been changed then.
+    ///
+    /// # Panics
+    /// When `config` names no store.
+    pub fn open(config: &StoreConfig) -> Result<(Self, Option<Document>), PlaceError> {
+        let store = object::open(config).map_err(PlaceError::Store)?.expect("a state is kept somewhere");
+        let mut asker = object::Asker::new(1);
+        if !store.probe(&mut asker).map_err(PlaceError::Store)?.conditional_puts {
+            return Err(PlaceError::Unconditional);
+        }
+        let found = store.get_document(DOCUMENT_NAME, &mut asker).map_err(PlaceError::Store)?;
+        let document = found.as_ref().map(|found| Document::parse(&found.value));
+        let document = document.transpose().map_err(PlaceError::Document)?;
+        let version = found.map(|found| found.version);
+        let mut place = Self { store, asker, version, attempts: Vec::new() };
+        let bytes = document.as_ref().map_or_else(|| Document::of(&Members::new().view()).encode(), Document::encode);
+        place.replace(&Bytes::from(bytes)).map_err(PlaceError::Store)?;
+        Ok((place, document))
+    }
+
+    /// Writes `document` if nobody else has written since.
+    ///
+    /// # Errors
+    /// [`Unwritten::Deposed`] when somebody has; otherwise it may work later.
+    pub fn write(&mut self, document: &Document) -> Result<(), Unwritten> {
+        self.replace(&Bytes::from(document.encode())).map_err(|error| match error.cause {
+            Cause::VersionMismatch | Cause::AlreadyExists => Unwritten::Deposed(Arc::from(
+                "another router writes the same state; hint: is a second milena-router running with this STATE?",
+            )),
+            _ => Unwritten::Failed(error.to_string().into()),
+        })
+    }
+
+    /// Compare-and-set. A condition that does not hold may be our own doing: a write whose outcome we did not learn.
+    fn replace(&mut self, bytes: &Bytes) -> Result<(), Error> {
+        if self.attempts.len() == ATTEMPTS_MAX {
+            self.attempts.remove(0);
+        }
+        self.attempts.push(bytes.clone());
+        let first = self.put(bytes);
+        let is_beaten = |error: &Error| matches!(error.cause, Cause::VersionMismatch | Cause::AlreadyExists);
+        let Err(error) = first else { return first };
+        if !is_beaten(&error) {
+            return Err(error);
+        }
+        let found = self.store.get_document(DOCUMENT_NAME, &mut self.asker)?;
+        let ours = found.filter(|found| self.attempts.contains(&found.value)).ok_or(error)?;
+        self.version = Some(ours.version);
+        if ours.value == bytes {
+            self.attempts.clear();
+            return Ok(());
+        }
+        self.put(bytes)
+    }
+
+    fn put(&mut self, bytes: &Bytes) -> Result<(), Error> {
+        let condition = self.version.clone().map_or(Condition::IfAbsent, Condition::IfVersion);
+        self.version = Some(self.store.put_document(DOCUMENT_NAME, bytes, &condition, &mut self.asker)?);
+        self.attempts.clear();
+        Ok(())
+    }
+}
+
+/// The thread that writes, so that no core ever waits for a disk or for S3. It ends with this, after a write that is in the air.
+#[derive(Debug)]
+pub struct Writer {
+    documents: SyncSender<Document>,
+}
+
+impl Writer {
+    /// Starts the thread. It tells `authority` the outcome of each write.
+    ///
+    /// # Errors
+    /// When no thread can be made.
+    pub fn start(mut place: Place, authority: mesh::Sender<ToAuthority>) -> io::Result<(Self, JoinHandle<()>)> {
+        let (documents, inbox) = sync_channel::<Document>(1);
+        let run = move || {
+            for document in inbox {
+                let outcome = place.write(&document);
+                // There is room for it; only when the authority has gone is nobody interested.
+                let _ = authority.try_send(ToAuthority::Written(outcome));
+            }
+        };
+        let thread = thread::Builder::new().name("milena-topology".to_owned()).spawn(run)?;
+        Ok((Self { documents }, thread))
+    }
+
+    /// Begins to write `document`. Never waits.
+    ///
+    /// # Panics
+    /// When a write is in the air already.
+    pub fn write(&self, document: Document) {
+        self.documents.try_send(document).expect("one write at a time, and the thread lives as long as this");
+    }
+}
+
+impl fmt::Display for PlaceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Store(error) => error.fmt(f),
+            Self::Unconditional => f.write_str(
+                "this store ignores conditions on writes, so that two routers would overwrite each other's table; use file:// \
+                 or another store",
+            ),
+            Self::Document(error) => write!(f, "{DOCUMENT_NAME}: {error}; hint: move it away to begin with an empty table"),
+        }
+    }
+}
+
+impl std::error::Error for PlaceError {}
 
 #[cfg(test)]
 mod tests {

@@ -444,6 +444,12 @@ impl Members {
         self.epoch
     }
 
+    /// How many members are alive, pinned ones included. O(slots).
+    #[must_use]
+    pub fn alive_count(&self) -> usize {
+        self.slots.iter().flatten().filter(|tenancy| tenancy.slot.state != State::Dead).count()
+    }
+
     /// The table as it is now. O(slots).
     #[must_use]
     pub fn view(&self) -> View {

@@ -53,6 +53,8 @@ pub const QUESTIONS_MAX: usize = 1024;
 /// What a caller is told to wait, in milliseconds, when too many questions are under way.
 const PUSHBACK_QUESTIONS_MS: u32 = 500;
 
+const STOPPING: &str = "the router is stopping";
+
 /// One core's part of the router. Held by `Rc` on its core.
 pub struct Desk {
     core: usize,
@@ -63,7 +65,8 @@ pub struct Desk {
     pub(crate) channels: RefCell<Channels>,
     pub(crate) rates: RefCell<RateLimits>,
     pub(crate) stats: RefCell<Stats>,
-    topology: watch::Sender,
+    /// `None` once the router is stopping: streams end with their sender.
+    topology: RefCell<Option<watch::Sender>>,
     authority: mesh::Sender<ToAuthority>,
     questions: RefCell<ahash::HashMap<u64, Option<oneshot::Sender<Answer>>>>,
     next_ticket: Cell<u64>,
@@ -95,7 +98,7 @@ impl Desk {
         Rc::new(Self {
             core: config.core,
             value_bytes_max: config.value_bytes_max,
-            topology: watch::channel(encode(&config.view)).0,
+            topology: RefCell::new(Some(watch::channel(encode(&config.view)).0)),
             view: RefCell::new(config.view),
             peers: RefCell::new(peers),
             channels: RefCell::new(Channels::new(config.channels)),
@@ -111,14 +114,28 @@ impl Desk {
     pub fn follow(&self, view: Arc<View>) {
         self.peers.borrow_mut().follow(&view);
         self.channels.borrow_mut().follow(&view);
-        self.topology.send(encode(&view));
+        if let Some(topology) = &*self.topology.borrow() {
+            topology.send(encode(&view));
+        }
         *self.view.borrow_mut() = view;
     }
 
-    /// The epoch that calls go by.
+    /// Ends every WatchTopology: the router is stopping, and whoever watches should look elsewhere.
+    pub fn end_watches(&self) {
+        let sender = self.topology.borrow_mut().take();
+        drop(sender); // Wakes the watchers, when nothing is borrowed any more.
+    }
+
+    fn topology(&self, watch: bool) -> Result<Reply, Status> {
+        let topology = self.topology.borrow();
+        let topology = topology.as_ref().ok_or_else(|| Status::new(Code::Unavailable, STOPPING))?;
+        Ok(if watch { Reply::Watch(topology.subscribe()) } else { Reply::Message(Message::from(topology.latest())) })
+    }
+
+    /// The view that calls go by.
     #[must_use]
-    pub fn epoch(&self) -> u64 {
-        self.view.borrow().epoch()
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.borrow())
     }
 
     /// What this core has counted, the nodes it has asked included.
@@ -166,7 +183,7 @@ impl Desk {
         self.authority.try_send(ToAuthority::Ask(asker, question)).map_err(|_| too_many())?;
         // Stays until it is answered, also when the caller has gone: the answer's place in the mailbox is taken.
         self.questions.borrow_mut().insert(ticket, Some(sender));
-        answer.await.map_err(|_| Status::new(Code::Unavailable, "the router is stopping"))
+        answer.await.map_err(|_| Status::new(Code::Unavailable, STOPPING))
     }
 
     /// The authority's answer to one of this core's questions.
@@ -218,7 +235,7 @@ impl Desk {
 
 impl fmt::Debug for Desk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Desk(core {}, epoch {})", self.core, self.epoch())
+        write!(f, "Desk(core {}, epoch {})", self.core, self.view.borrow().epoch())
     }
 }
 
@@ -348,8 +365,8 @@ impl Service for RouterService {
                 Method::Forward(call) => forward::forward(desk, call, request).await.map(Reply::Message),
                 Method::Join => desk.join(request.message).await.map(Reply::Message),
                 Method::Leave => desk.leave(request.message).await.map(Reply::Message),
-                Method::Topology => Ok(Reply::Message(Message::from(desk.topology.latest()))),
-                Method::WatchTopology => Ok(Reply::Watch(desk.topology.subscribe())),
+                Method::Topology => desk.topology(false),
+                Method::WatchTopology => desk.topology(true),
             };
             counted.end(outcome)
         })

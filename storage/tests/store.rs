@@ -107,10 +107,9 @@ fn version(text: &'static str) -> Version {
 
 fn what_is_written_is_read_with_its_version(store: &dyn Store) {
     for size in [0, 1, 100, 16 << 10, (5 << 20) + 1] {
-        let value: Bytes = (0..size).map(|index| (index * 31 >> 3) as u8).collect();
+        let value: Bytes = (0..size).map(|index| ((index * 31) >> 3) as u8).collect();
         let name = format!("of {size} bytes");
-        let version =
-            store.put(&key(name.as_bytes()), &value, Some(FAR), &Condition::Always, &mut asker()).unwrap();
+        let version = store.put(&key(name.as_bytes()), &value, Some(FAR), &Condition::Always, &mut asker()).unwrap();
         assert_eq!(get(store, &name), Found::Entry(Entry { value, version, expires: Some(FAR) }), "{size}");
     }
     put(store, "k", "old");
@@ -193,15 +192,62 @@ fn a_conditional_delete_removes_that_version_only(store: &dyn Store) {
 
 fn odd_keys_are_kept_apart(store: &dyn Store) {
     let mut names: Vec<Vec<u8>> = [
-        "a", "a/b", "a/b/c", "a/", "/a", "a//b", "/", "//", ".", "..", "../..", "a/./b", "a/../b", ".hidden", "a.", "a b",
-        " ", "a+b", "a%b", "a%2Fb", "%2E", "%", "%%", "%~", "~", "?", "#", "a?b=c&d", "ä", "漢字/🦀", "'", "\"", "<&>",
-        "*", "|", ":", ";", "\\", "a\\b", "{}[]", "^`", "@", "!$'()*,;=", "CON", "A", "\u{fffd}", "e\u{301}", "é",
+        "a",
+        "a/b",
+        "a/b/c",
+        "a/",
+        "/a",
+        "a//b",
+        "/",
+        "//",
+        ".",
+        "..",
+        "../..",
+        "a/./b",
+        "a/../b",
+        ".hidden",
+        "a.",
+        "a b",
+        " ",
+        "a+b",
+        "a%b",
+        "a%2Fb",
+        "%2E",
+        "%",
+        "%%",
+        "%~",
+        "~",
+        "?",
+        "#",
+        "a?b=c&d",
+        "ä",
+        "漢字/🦀",
+        "'",
+        "\"",
+        "<&>",
+        "*",
+        "|",
+        ":",
+        ";",
+        "\\",
+        "a\\b",
+        "{}[]",
+        "^`",
+        "@",
+        "!$'()*,;=",
+        "CON",
+        "A",
+        "\u{fffd}",
+        "e\u{301}",
+        "é",
     ]
     .iter()
     .map(|name| name.as_bytes().to_vec())
     .collect();
     names.extend([b"\0".to_vec(), b"\n\r\t\x7f".to_vec(), b"\xff".to_vec(), b"\xc3".to_vec(), (1..=255).collect()]);
-    for (byte, length) in [(b'x', 255), (b'x', 256), (b'x', 900), (b'x', 1_023), (b'x', 1_024), (b'%', 1_024), (0xff, 1_024)] {
+    for (byte, length) in
+        [(b'x', 255), (b'x', 256), (b'x', 900), (b'x', 1_023), (b'x', 1_024), (b'%', 1_024), (0xff, 1_024)]
+    {
         names.push(vec![byte; length]);
     }
     let mut versions = HashMap::new();

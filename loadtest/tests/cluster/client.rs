@@ -65,6 +65,17 @@ impl Client {
         self.answer(key, DEADLINE).map(|answer| answer.successful.then_some(answer.value))
     }
 
+    /// The same Get so many times, all at once.
+    pub(crate) fn get_many(&self, key: &str, count: usize) -> Vec<Result<Option<Bytes>, Status>> {
+        let calls = (0..count).map(|_| {
+            let request = GetRequest { key: Bytes::copy_from_slice(key.as_bytes()), bucket: "default".to_owned() };
+            RUNTIME.spawn(call::<_, GetResponse>(self.channel.clone(), self.paths[0], request, DEADLINE))
+        });
+        let calls: Vec<_> = calls.collect();
+        let answers = calls.into_iter().map(|call| block_on(call).expect("it does not panic"));
+        answers.map(|answer| answer.map(|answer| answer.successful.then_some(answer.value))).collect()
+    }
+
     /// Writes a value.
     ///
     /// # Errors
@@ -124,15 +135,22 @@ impl Client {
         Q: prost::Message + Default + 'static,
         A: prost::Message + Default + 'static,
     {
-        let mut grpc = Grpc::new(self.channel.clone()).max_decoding_message_size(usize::MAX);
-        let mut request = Request::new(message);
-        request.set_timeout(deadline);
-        block_on(async move {
-            grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-            let answer = grpc.unary(request, PathAndQuery::from_static(path), ProstCodec::<Q, A>::default()).await?;
-            Ok(answer.into_inner())
-        })
+        block_on(call(self.channel.clone(), path, message, deadline))
     }
+}
+
+/// One unary call.
+async fn call<Q, A>(channel: Channel, path: &'static str, message: Q, deadline: Duration) -> Result<A, Status>
+where
+    Q: prost::Message + Default + 'static,
+    A: prost::Message + Default + 'static,
+{
+    let mut grpc = Grpc::new(channel).max_decoding_message_size(usize::MAX);
+    let mut request = Request::new(message);
+    request.set_timeout(deadline);
+    grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let answer = grpc.unary(request, PathAndQuery::from_static(path), ProstCodec::<Q, A>::default()).await?;
+    Ok(answer.into_inner())
 }
 
 /// Runs a future of tonic's to its end.

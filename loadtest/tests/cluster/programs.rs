@@ -168,7 +168,7 @@ impl Server {
     /// A router that keeps its table in `dir`.
     pub(crate) fn router(dir: &Path, changes: &[(&'static str, &str)]) -> Self {
         let state = format!("file://{}/router", dir.display());
-        Self::new("milena-router", dir, &[&[("STATE", &*state), ("CORES", "1")], changes].concat())
+        Self::new("milena-router", dir, &[&[("STATE", &*state), ("CORES", "1"), ("PIN", "false")], changes].concat())
     }
 
     /// Starts it without waiting for anything.
@@ -239,12 +239,17 @@ pub(crate) struct Cluster {
 
 /// Starts a router and `count` nodes; returns when all of them own keys.
 pub(crate) fn start_cluster(count: usize) -> Cluster {
+    start_cluster_with(count, &[])
+}
+
+/// The same with nodes that are set differently.
+pub(crate) fn start_cluster_with(count: usize, changes: &[(&'static str, &str)]) -> Cluster {
     let dir = tempfile::tempdir().expect("a directory of our own");
     let mut router = Server::router(dir.path(), &[]);
     router.start();
     let mut cluster = Cluster { router, nodes: Vec::new(), dir };
     for _ in 0..count {
-        cluster.add_node(&[]);
+        cluster.add_node(changes);
     }
     cluster.wait_for_live(count);
     cluster

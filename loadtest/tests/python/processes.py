@@ -161,6 +161,7 @@ class Starter:
             "METRICS_PORT": metrics,
             "STATE": f"file://{self.directory}/router-{port}",
             "CORES": 1,
+            "PIN": "false",
             **environment,
         }
         program = self.start("milena-router", environment=settings)

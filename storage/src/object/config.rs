@@ -15,7 +15,7 @@ use std::{
 use rusty_s3::{Bucket, UrlStyle};
 use url::Url;
 
-use super::name::{KeyLayout, PREFIX_BYTES_MAX};
+use super::name::{KeyLayout, PREFIX_BYTES_MAX, SEGMENT_BYTES_MAX};
 
 /// The region that is asked where AWS_REGION says nothing: stores other than AWS's mostly ignore it.
 pub const REGION_DEFAULT: &str = "us-east-1";
@@ -247,7 +247,7 @@ fn checked_prefix(setting: &'static str, found: &str) -> Result<String, StoreCon
         return Ok(String::new());
     }
     let is_legal = prefix.len() < PREFIX_BYTES_MAX
-        && prefix.split('/').all(|segment| !matches!(segment, "" | "." | ".."))
+        && prefix.split('/').all(|segment| !matches!(segment, "" | "." | "..") && segment.len() <= SEGMENT_BYTES_MAX)
         && !prefix.chars().any(char::is_control);
     if !is_legal {
         return Err(StoreConfigError::Prefix { setting, found: found.into() });
@@ -273,7 +273,8 @@ fn address(settings: &StoreSettings<'_>, bucket: &str) -> Result<Bucket, StoreCo
     if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
         return Err(refused());
     }
-    let fits_a_certificate = bucket.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    let fits_a_certificate =
+        bucket.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
     let style = match given(settings.s3_addressing) {
         None | Some("auto") if own.is_none() && fits_a_certificate => UrlStyle::VirtualHost,
         None | Some("auto" | "path") => UrlStyle::Path,
@@ -316,7 +317,9 @@ impl fmt::Display for StoreConfigError {
             Self::Endpoint { found } => {
                 write!(f, "S3_ENDPOINT={found}: an endpoint is http://host:port or https://host:port")
             }
-            Self::Region { found } => write!(f, "AWS_REGION={found}: a region is letters, digits and '-', as in eu-west-1"),
+            Self::Region { found } => {
+                write!(f, "AWS_REGION={found}: a region is letters, digits and '-', as in eu-west-1")
+            }
             Self::Layout { found } => write!(f, "S3_KEY_LAYOUT={found}: plain and md5 are allowed"),
             Self::Addressing { found } => {
                 write!(f, "S3_ADDRESSING={found}: auto, path and virtual-host are allowed")

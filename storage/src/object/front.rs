@@ -260,3 +260,246 @@ impl fmt::Debug for Answers {
         f.debug_struct("Answers").field("mailbox", &self.mailbox).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::{Pin, pin},
+        sync::{Condvar, Mutex},
+        task::{Wake, Waker},
+        thread,
+    };
+
+    use futures::future::LocalBoxFuture;
+    use milena_proto::key::KeyRef;
+
+    use super::*;
+    use crate::{
+        Entry,
+        object::{Asker, PoolSizes, Store},
+    };
+
+    /// A store that keeps whoever asks for a key in `held` until it is released, and writes down what it was asked.
+    #[derive(Debug, Default)]
+    struct Scripted {
+        state: Mutex<Script>,
+        changed: Condvar,
+    }
+
+    #[derive(Debug, Default)]
+    struct Script {
+        held: Vec<&'static str>,
+        begun: Vec<String>,
+    }
+
+    impl Scripted {
+        fn begin(&self, operation: &str, key: &Key) {
+            let name = String::from_utf8(key.name().to_vec()).unwrap();
+            let mut state = self.state.lock().unwrap();
+            state.begun.push(format!("{operation} {name}"));
+            self.changed.notify_all();
+            while state.held.contains(&&*name) {
+                state = self.changed.wait(state).unwrap();
+            }
+        }
+
+        fn hold(&self, name: &'static str) {
+            self.state.lock().unwrap().held.push(name);
+        }
+
+        fn release(&self) {
+            self.state.lock().unwrap().held.clear();
+            self.changed.notify_all();
+        }
+
+        fn await_begun(&self, what: &str) {
+            let mut state = self.state.lock().unwrap();
+            while !state.begun.iter().any(|begun| begun == what) {
+                state = self.changed.wait(state).unwrap();
+            }
+        }
+
+        fn begun(&self) -> Vec<String> {
+            self.state.lock().unwrap().begun.clone()
+        }
+    }
+
+    impl Store for Scripted {
+        fn get(&self, key: &Key, _: Option<&Version>, _: Timestamp, asker: &mut Asker) -> Result<Found, Error> {
+            self.begin("get", key);
+            asker.note(Asked { request: Request::Get, status: Some(404), took: Duration::from_millis(1) });
+            Ok(Found::Absent)
+        }
+
+        fn put(
+            &self,
+            key: &Key,
+            _: &Bytes,
+            _: Option<Timestamp>,
+            _: &Condition,
+            asker: &mut Asker,
+        ) -> Result<Version, Error> {
+            self.begin("put", key);
+            asker.note(Asked { request: Request::Put, status: Some(200), took: Duration::from_millis(2) });
+            Ok(version())
+        }
+
+        fn delete(&self, key: &Key, _: &Condition, _: &mut Asker) -> Result<(), Error> {
+            self.begin("delete", key);
+            Ok(())
+        }
+
+        fn get_document(&self, _: &str, _: &mut Asker) -> Result<Option<Entry>, Error> {
+            unreachable!("a core has no documents")
+        }
+
+        fn put_document(&self, _: &str, _: &Bytes, _: &Condition, _: &mut Asker) -> Result<Version, Error> {
+            unreachable!("a core has no documents")
+        }
+
+        fn probe(&self, _: &mut Asker) -> Result<Abilities, Error> {
+            Ok(Abilities { conditional_puts: true, conditional_deletes: false })
+        }
+    }
+
+    /// A core: one task of answers, polled together with whatever the test waits for.
+    struct Core {
+        object: Object,
+        answers: Answers,
+        store: Arc<Scripted>,
+    }
+
+    struct Unpark(thread::Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    /// One reader, one writer, and room for two jobs that wait.
+    fn core() -> Core {
+        let store = Arc::new(Scripted::default());
+        let sizes = PoolSizes { read_threads: 1, write_threads: 1, background_threads: 1, queue: 2 };
+        let shared: Arc<dyn Store> = Arc::<Scripted>::clone(&store);
+        let (object, answers) = Object::new(Pools::start(&shared, sizes).unwrap());
+        Core { object, answers, store }
+    }
+
+    impl Core {
+        fn finish<F: Future>(&mut self, future: F) -> F::Output {
+            let waker = Waker::from(Arc::new(Unpark(thread::current())));
+            let cx = &mut Context::from_waker(&waker);
+            let mut future: Pin<&mut F> = pin!(future);
+            loop {
+                let _ = self.answers.poll_deliver(cx);
+                match future.as_mut().poll(cx) {
+                    Poll::Ready(output) => return output,
+                    Poll::Pending => thread::park(),
+                }
+            }
+        }
+
+        fn get(&self, name: &str) -> LocalBoxFuture<'static, Result<Found, Error>> {
+            Box::pin(self.object.get(&key(name), None, Timestamp(0)))
+        }
+
+        fn put(&self, name: &str) -> LocalBoxFuture<'static, Result<Version, Error>> {
+            Box::pin(self.object.put(&key(name), Bytes::new(), None, Condition::Always))
+        }
+    }
+
+    fn key(name: &str) -> Key {
+        KeyRef::parse(b"b", name.as_bytes()).unwrap().to_key()
+    }
+
+    fn version() -> Version {
+        Version::new(Bytes::from("v")).unwrap()
+    }
+
+    fn busy<T>(operation: Operation) -> Result<T, Error> {
+        Err(operation.failed(Cause::Busy))
+    }
+
+    #[test]
+    fn every_request_gets_its_own_answer() {
+        let mut core = core();
+        let (get, put) = (core.get("a"), core.put("b"));
+        let (delete, probe) = (core.object.delete(&key("c"), Condition::Always), core.object.probe());
+        assert_eq!(core.object.counters().inflight, 4);
+        assert_eq!(core.finish(put), Ok(version()));
+        assert_eq!(core.finish(get), Ok(Found::Absent));
+        assert_eq!(core.finish(delete), Ok(()));
+        assert_eq!(core.finish(probe), Ok(Abilities { conditional_puts: true, conditional_deletes: false }));
+        assert_eq!(core.object.counters().inflight, 0);
+    }
+
+    #[test]
+    fn a_full_queue_is_busy_at_once() {
+        let mut core = core();
+        core.store.hold("held");
+        let held = core.get("held");
+        core.store.await_begun("get held");
+        let waiting = [core.get("a"), core.get("b")];
+        assert_eq!(core.finish(core.get("c")), busy(Operation::Get));
+        core.store.release();
+        assert_eq!(core.finish(held), Ok(Found::Absent));
+        for one in waiting {
+            assert_eq!(core.finish(one), Ok(Found::Absent));
+        }
+        let again = core.get("c");
+        assert_eq!(core.finish(again), Ok(Found::Absent));
+    }
+
+    #[test]
+    fn writes_in_trouble_hold_up_no_read() {
+        let mut core = core();
+        core.store.hold("held");
+        let held = core.put("held");
+        let _waiting = [core.put("a"), core.put("b")];
+        let get = core.get("c");
+        assert_eq!(core.finish(get), Ok(Found::Absent));
+        core.store.release();
+        assert_eq!(core.finish(held), Ok(version()));
+    }
+
+    #[test]
+    fn a_get_that_nobody_waits_for_is_not_begun_and_a_put_is() {
+        let mut core = core();
+        core.store.hold("held");
+        let held = (core.get("held"), core.put("held"));
+        core.store.await_begun("get held");
+        core.store.await_begun("put held");
+        drop((core.get("unwanted"), core.put("unwanted")));
+        core.store.release();
+        assert_eq!(core.finish(held.0), Ok(Found::Absent));
+        assert_eq!(core.finish(held.1), Ok(version()));
+        let last = (core.get("last"), core.put("last"));
+        core.finish(last.0).unwrap();
+        core.finish(last.1).unwrap();
+
+        let begun = core.store.begun();
+        assert!(!begun.contains(&"get unwanted".into()), "{begun:?}");
+        assert!(begun.contains(&"put unwanted".into()), "{begun:?}");
+        let counters = core.object.counters();
+        assert_eq!(counters.requests[&(Request::Put, Some(200))], 3, "the answer to nobody is counted");
+        assert_eq!(counters.inflight, 0);
+        assert_eq!(counters.took[&Request::Put], Duration::from_millis(6));
+        assert!((counters.cost_dollars(Request::Put) - 15e-6).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_core_that_stops_fails_what_still_waits() {
+        let mut core = core();
+        core.store.hold("held");
+        let (get, put) = (core.get("held"), core.put("held"));
+        let Core { object, answers, store } = core;
+        drop(answers);
+        core = Core { answers: Object::new(Arc::clone(&object.shared.pools)).1, object, store };
+        assert!(matches!(core.finish(get).unwrap_err().cause, Cause::Unavailable(_)));
+        assert!(matches!(core.finish(put).unwrap_err().cause, Cause::OutcomeUnknown(_)));
+        let late = core.put("late");
+        assert!(matches!(core.finish(late).unwrap_err().cause, Cause::Unavailable(_)), "it was not begun");
+        core.store.release();
+    }
+}

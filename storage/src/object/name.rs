@@ -3,7 +3,7 @@
 //! ```text
 //!   bucket default, key a/b c%.txt     plain  {prefix}default/a/b c%.txt        what S3's own tools would call it
 //!   bucket default, key /a//..         plain  {prefix}default/%2Fa%2F%2F%2E%2E  what a store would bend is escaped
-//!   a name over 1,024 bytes            plain  {prefix}default/{its head}%~{SHA-256 of the key in hex}
+//!   over 1,024 bytes, or 255 in a row  plain  {prefix}default/{its head}%~{SHA-256 of the key in hex}
 //!   bucket topic, key some_key         md5    {prefix}0d08/0d08c5418603c1ec5755b6f4754bf3d4
 //!   bucket default, key a/b c          file   default/a%2Fb%20c                 longer ones in folders, each ending in ~
 //! ```
@@ -19,6 +19,9 @@ use sha2::Sha256;
 /// Longest name of an object in bytes, prefix and bucket included: S3's own.
 pub const OBJECT_NAME_BYTES_MAX: usize = 1024;
 
+/// Longest part of a name between two slashes. S3 has no such limit, but stores that keep objects as files do.
+pub const SEGMENT_BYTES_MAX: usize = 255;
+
 /// Longest prefix of all names in bytes, so that enough is left for any bucket and a hash.
 pub const PREFIX_BYTES_MAX: usize = 512;
 
@@ -26,12 +29,11 @@ pub const PREFIX_BYTES_MAX: usize = 512;
 const FILE_NAME_BYTES_MAX: usize = 200;
 
 /// What stands between the head of a long name and the hash of its key; nowhere else, for a `%` before `~` is escaped.
-const HASH_MARK: &str = "%~";
-const HASH_HEX_BYTES: usize = 64;
+pub(super) const HASH_MARK: &str = "%~";
+const HASH_BYTES: usize = HASH_MARK.len() + 64;
 
-const _: () = assert!(
-    PREFIX_BYTES_MAX + limits::BUCKET_BYTES_MAX + 1 + HASH_MARK.len() + HASH_HEX_BYTES <= OBJECT_NAME_BYTES_MAX
-);
+const _: () = assert!(PREFIX_BYTES_MAX + limits::BUCKET_BYTES_MAX + 1 + HASH_BYTES <= OBJECT_NAME_BYTES_MAX);
+const _: () = assert!(HASH_BYTES <= SEGMENT_BYTES_MAX && limits::BUCKET_BYTES_MAX <= SEGMENT_BYTES_MAX);
 
 /// How objects in S3 are called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -61,13 +63,26 @@ impl KeyLayout {
 fn plain_name(prefix: &str, key: KeyRef<'_>) -> String {
     let mut name = format!("{prefix}{}/", key.bucket());
     push_escaped(key.name(), &mut name);
-    if name.len() > OBJECT_NAME_BYTES_MAX {
-        let head_bytes = name.floor_char_boundary(OBJECT_NAME_BYTES_MAX - HASH_MARK.len() - HASH_HEX_BYTES);
-        name.truncate(head_bytes);
+    if name.len() > OBJECT_NAME_BYTES_MAX || name.split('/').any(|segment| segment.len() > SEGMENT_BYTES_MAX) {
+        name.truncate(head_bytes(&name));
         name.push_str(HASH_MARK);
         push_hex(&Sha256::digest(key.name()), &mut name);
     }
     name
+}
+
+/// How much of a name that is too long can stay before a hash, so that whole and last segment are within their limits.
+fn head_bytes(name: &str) -> usize {
+    const HEAD_BYTES_MAX: usize = OBJECT_NAME_BYTES_MAX - HASH_BYTES;
+    let mut start = 0;
+    for segment in name.split('/') {
+        let end = start + segment.len();
+        if segment.len() > SEGMENT_BYTES_MAX || end >= HEAD_BYTES_MAX {
+            return name.floor_char_boundary(HEAD_BYTES_MAX.min(start + SEGMENT_BYTES_MAX - HASH_BYTES).min(end));
+        }
+        start = end + 1;
+    }
+    unreachable!("a name within the limits needs no hash")
 }
 
 fn md5_name(prefix: &str, key: KeyRef<'_>) -> String {
@@ -82,6 +97,7 @@ fn md5_name(prefix: &str, key: KeyRef<'_>) -> String {
 /// Appends `name` as it is, but for what stores refuse or bend. These become `%XX`:
 ///
 /// - bytes that are not UTF-8 (a name in S3 is UTF-8), and control characters (a listing in XML cannot hold them);
+/// - a backslash, which SeaweedFS takes for a slash;
 /// - segments `.` and `..`, which URLs resolve;
 /// - a slash beside nothing or beside another slash: several stores merge them, or take the name for a folder;
 /// - `%` where it would read as such an escape, or as [`HASH_MARK`].
@@ -107,7 +123,7 @@ fn push_segment(segment: &[u8], out: &mut String) {
             let rest = &valid.as_bytes()[index + 1..];
             match letter {
                 '%' if reads_as_escape(rest) => out.push_str("%25"),
-                '\0'..='\x1f' | '\x7f' => push_byte(letter as u8, out),
+                '\0'..='\x1f' | '\x7f' | '\\' => push_byte(letter as u8, out),
                 _ => out.push(letter),
             }
         }
@@ -207,7 +223,7 @@ mod tests {
 
     #[test]
     fn names_that_s3_takes_are_left_alone() {
-        let names = ["greeting", "a/b c.txt", "100%", "50% off", "ä/漢字.jpg", "a+b&c=d?e#f", "...", "a/.hidden", "\\", "~x"];
+        let names = ["greeting", "a/b c.txt", "100%", "50% off", "ä/漢字.jpg", "a+b&c=d?e#f", "...", "a/.hidden", "~x"];
         for name in names {
             assert_eq!(plain(name.as_bytes()), format!("b/{name}"));
         }
@@ -215,7 +231,8 @@ mod tests {
 
     #[test]
     fn names_that_stores_bend_are_escaped() {
-        let cases: [(&[u8], &str); 15] = [
+        let cases: [(&[u8], &str); 16] = [
+            (b"a\\b", "b/a%5Cb"),
             (b"/", "b/%2F"),
             (b"/a", "b/%2Fa"),
             (b"a/", "b/a%2F"),
@@ -240,14 +257,17 @@ mod tests {
 
     #[test]
     fn a_name_too_long_for_s3_ends_in_the_hash_of_its_key() {
-        let longest = vec![b'x'; OBJECT_NAME_BYTES_MAX - 2];
-        assert_eq!(plain(&longest), format!("b/{}", "x".repeat(1022)));
+        assert_eq!(plain(&[b'x'; 255]), format!("b/{}", "x".repeat(255)));
+        let one = plain(&[b'x'; 256]);
+        assert!(one.starts_with(&format!("b/{}%~", "x".repeat(255 - 66))) && one.len() == 257, "{one}");
+        assert_ne!(one, plain(&[b'x'; 257]));
 
-        let one = plain(&[b'x'; 1023]);
-        let other = plain(&[b'x'; 1024]);
-        assert_eq!((one.len(), other.len()), (OBJECT_NAME_BYTES_MAX, OBJECT_NAME_BYTES_MAX));
-        assert!(one.starts_with(&format!("b/{}%~", "x".repeat(1024 - 2 - 66))));
-        assert_ne!(one, other);
+        let four = ["x".repeat(200), "y".repeat(255), "z".repeat(255), "w".repeat(255)].join("/");
+        assert_eq!(plain(four.as_bytes()), format!("b/{four}"));
+        let five = format!("{four}/{}", "v".repeat(53));
+        assert_eq!(plain(five.as_bytes()), format!("b/{five}"));
+        let longer = plain(format!("{five}v").as_bytes());
+        assert!(longer.starts_with(&format!("b/{}", &four[..900])) && longer.contains(HASH_MARK), "{longer}");
         // It is nobody else's name: a key that looks like it is escaped.
         assert_ne!(plain(&one.as_bytes()[2..]), one);
     }
@@ -265,12 +285,31 @@ mod tests {
 
     fn keys() -> impl Strategy<Value = Vec<u8>> {
         let odd = prop::collection::vec(
-            prop::sample::select(vec![&b"/"[..], b".", b"..", b"%", b"~", b"2F", b"a", b"\xff", b"\0", b"\xc3\xa9", b" "]),
+            prop::sample::select(vec![
+                &b"/"[..],
+                b".",
+                b"..",
+                b"%",
+                b"~",
+                b"2F",
+                b"a",
+                b"\xff",
+                b"\0",
+                b"\xc3\xa9",
+                b" ",
+            ]),
             1..12,
         )
         .prop_map(|parts| parts.concat());
-        let long = (prop::sample::select(&b"a/.%\xff "[..]), 300_usize..=1024).prop_map(|(byte, count)| vec![byte; count]);
-        prop_oneof![6 => odd, 2 => prop::collection::vec(any::<u8>(), 1..40), 1 => long]
+        let long =
+            (prop::sample::select(&b"a/.%\xff "[..]), 200_usize..=1024).prop_map(|(byte, count)| vec![byte; count]);
+        let long_path = prop::collection::vec(150_usize..=255, 2..6)
+            .prop_map(|lengths| lengths.into_iter().map(|n| vec![b'd'; n]).collect::<Vec<_>>().join(&b'/'))
+            .prop_map(|mut name| {
+                name.truncate(1024);
+                name
+            });
+        prop_oneof![6 => odd, 2 => prop::collection::vec(any::<u8>(), 1..40), 1 => long, 1 => long_path]
     }
 
     proptest! {
@@ -282,7 +321,8 @@ mod tests {
                 let key = KeyRef::parse(bucket.as_bytes(), name).unwrap();
                 let object = KeyLayout::Plain.object_name("p/", key);
                 prop_assert!(object.len() <= OBJECT_NAME_BYTES_MAX);
-                prop_assert!(object.split('/').all(|segment| !matches!(segment, "" | "." | "..")), "{object}");
+                prop_assert!(object.split('/').all(|segment| !matches!(segment, "" | "." | "..")), "{}", object);
+                prop_assert!(object.split('/').all(|segment| segment.len() <= SEGMENT_BYTES_MAX), "{}", object);
                 prop_assert!(!object.chars().any(|letter| letter.is_ascii_control()), "{object:?}");
                 if !object.contains(HASH_MARK) {
                     prop_assert_eq!(unescaped(object.strip_prefix(&format!("p/{bucket}/")).unwrap()), name.clone());

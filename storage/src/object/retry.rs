@@ -161,8 +161,7 @@ mod tests {
     #[test]
     fn a_wait_is_a_random_part_of_the_whole() {
         for (random, wait) in [(0, Duration::ZERO), (u32::MAX, WAIT_BASE)] {
-            let next =
-                Attempts::default().after_fault(&mut Quota::share(1), Fault::Transient, None, LONG, random);
+            let next = Attempts::default().after_fault(&mut Quota::share(1), Fault::Transient, None, LONG, random);
             assert_eq!(next, Next::Wait(wait));
         }
     }
@@ -185,8 +184,7 @@ mod tests {
         let cases = [(0, WAIT_BASE), (3_000, Duration::from_secs(3)), (3_600_000, WAIT_BASE + RETRY_AFTER_MAX)];
         for (asked_ms, wait) in cases {
             let asked = Some(Duration::from_millis(asked_ms));
-            let next =
-                Attempts::default().after_fault(&mut Quota::share(1), Fault::Transient, asked, LONG, u32::MAX);
+            let next = Attempts::default().after_fault(&mut Quota::share(1), Fault::Transient, asked, LONG, u32::MAX);
             assert_eq!(next, Next::Wait(wait), "asked for {asked_ms} ms");
         }
     }
@@ -194,8 +192,7 @@ mod tests {
     #[test]
     fn a_wait_that_outlasts_the_operation_is_not_begun() {
         let left = WAIT_BASE;
-        let next =
-            Attempts::default().after_fault(&mut Quota::share(1), Fault::Transient, None, left, u32::MAX);
+        let next = Attempts::default().after_fault(&mut Quota::share(1), Fault::Transient, None, left, u32::MAX);
         assert_eq!(next, Next::GiveUp);
     }
 

@@ -46,7 +46,7 @@ use super::{
     Abilities, Asked, Asker, Request, Store,
     config::S3Config,
     is_document_name,
-    name::{KeyLayout, OBJECT_NAME_BYTES_MAX},
+    name::{HASH_MARK, KeyLayout},
     retry::{Attempts, Fault, Next},
 };
 use crate::{Cause, Condition, Entry, Error, Found, Operation, Timestamp, Version};
@@ -84,11 +84,7 @@ pub struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(3),
-            attempt: Duration::from_secs(15),
-            operation: Duration::from_secs(30),
-        }
+        Self { connect: Duration::from_secs(3), attempt: Duration::from_secs(15), operation: Duration::from_secs(30) }
     }
 }
 
@@ -205,6 +201,12 @@ impl S3 {
         Self { credentials, patience, agent: agent.build().new_agent(), config, abilities: OnceLock::new() }
     }
 
+    /// What it was made from.
+    #[must_use]
+    pub fn config(&self) -> &S3Config {
+        &self.config
+    }
+
     fn name_of(&self, key: &Key) -> String {
         self.config.layout.object_name(&self.config.prefix, key.as_ref())
     }
@@ -216,7 +218,7 @@ impl S3 {
 
     /// What tells whose object it is, where the object's name does not.
     fn owner_of(&self, key: &Key, name: &str) -> Option<String> {
-        let is_told = self.config.layout == KeyLayout::Plain && name.len() < OBJECT_NAME_BYTES_MAX;
+        let is_told = self.config.layout == KeyLayout::Plain && !name.contains(HASH_MARK);
         (!is_told).then(|| BASE64.encode([key.bucket().as_bytes(), b"/", key.name()].concat()))
     }
 
@@ -286,7 +288,8 @@ impl S3 {
             return Err(damaged("checksum mismatch"));
         }
         // Without a length, the end of a connection is the end of the value, however early.
-        let has_length = headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING);
+        let has_length =
+            headers.contains_key(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING);
         if checksum.is_none() && !has_length {
             return Err(damaged("neither a length nor a checksum came with it"));
         }
@@ -298,7 +301,7 @@ impl S3 {
     fn put_object(
         &self,
         name: &str,
-        owner: Option<String>,
+        owner: Option<&str>,
         value: &[u8],
         expires: Option<Timestamp>,
         condition: &Condition,
@@ -325,7 +328,7 @@ impl S3 {
                 (CONTENT_MD5, BASE64.encode(Md5::digest(value))),
             ];
             headers.extend(expires.map(|expires| (META_EXPIRES_MS, expires.0.to_string())));
-            headers.extend(owner.clone().map(|owner| (META_KEY, owner)));
+            headers.extend(owner.map(|owner| (META_KEY, owner.to_owned())));
             match &precondition {
                 Precondition::None => {}
                 Precondition::Absent => headers.push((IF_NONE_MATCH, "*".into())),
@@ -563,7 +566,9 @@ impl S3 {
         let body = match ask.request {
             Request::Get if status == http::StatusCode::OK => read_value(answer.body_mut())?,
             _ if status.is_success() => Body::Whole(Vec::new()), // the headers say it all
-            _ => Body::Whole(read_error(answer.body_mut())),
+            // Its document tells whether the object is missing or all of the bucket.
+            _ if status == http::StatusCode::NOT_FOUND => Body::Whole(read_error(answer.body_mut())?),
+            _ => Body::Whole(read_error(answer.body_mut()).unwrap_or_default()), // the status says the most
         };
         Ok(Answer { status: status.as_u16(), headers: std::mem::take(answer.headers_mut()), body })
     }
@@ -655,7 +660,7 @@ impl Store for S3 {
         asker: &mut Asker,
     ) -> Result<Version, Error> {
         let name = self.name_of(key);
-        self.put_object(&name, self.owner_of(key, &name), value, expires, condition, asker)
+        self.put_object(&name, self.owner_of(key, &name).as_deref(), value, expires, condition, asker)
     }
 
     fn delete(&self, key: &Key, condition: &Condition, asker: &mut Asker) -> Result<(), Error> {
@@ -697,7 +702,9 @@ fn judge(request: Request, status: u16, document: Option<&ErrorDocument>, header
         (412, _) => Verdict::ConditionFailed,
         (501, _) | (_, "NotImplemented") => Verdict::NotImplemented,
 
-        (_, "NoSuchBucket") => misconfigured("does the bucket exist in this region? see STORE, S3_BUCKET and AWS_REGION"),
+        (_, "NoSuchBucket") => {
+            misconfigured("does the bucket exist in this region? see STORE, S3_BUCKET and AWS_REGION")
+        }
         // A HEAD has no body.
         (404, _) if document.is_some() || request == Request::Head => Verdict::Missing,
         (404, _) => misconfigured("this is not S3's way to say no; does S3_ENDPOINT name an S3 server?"),
@@ -717,9 +724,12 @@ fn judge(request: Request, status: u16, document: Option<&ErrorDocument>, header
         }
         (301 | 302 | 303 | 307 | 308, _)
         | (400, "AuthorizationHeaderMalformed" | "AuthorizationQueryParametersError") => {
-            let named = header(headers, "x-amz-bucket-region").or(document.map(|d| &*d.region)).filter(|r| !r.is_empty());
+            let named =
+                header(headers, "x-amz-bucket-region").or(document.map(|d| &*d.region)).filter(|r| !r.is_empty());
             match named {
-                Some(region) => Verdict::Misconfigured { hint: format!("the bucket is elsewhere; set AWS_REGION={region}") },
+                Some(region) => {
+                    Verdict::Misconfigured { hint: format!("the bucket is elsewhere; set AWS_REGION={region}") }
+                }
                 None => misconfigured("the bucket is elsewhere; see AWS_REGION and S3_ENDPOINT"),
             }
         }
@@ -758,14 +768,12 @@ impl ErrorDocument {
                 Event::End(_) => {
                     path.pop();
                 }
-                Event::Text(text) if path.len() == 2 && is_error => {
-                    match path[1].as_str() {
-                        "Code" => shown_word(&text).clone_into(&mut document.code),
-                        "Region" => shown_word(&text).clone_into(&mut document.region),
-                        _ => {}
-                    }
-                }
-                Event::Eof => return is_error.then_some(document),
+                Event::Text(text) if path.len() == 2 && is_error => match path[1].as_str() {
+                    "Code" => shown_word(&text).clone_into(&mut document.code),
+                    "Region" => shown_word(&text).clone_into(&mut document.region),
+                    _ => {}
+                },
+                Event::Eof => return (is_error && path.is_empty()).then_some(document),
                 _ => {}
             }
         }
@@ -841,11 +849,11 @@ fn read_value(body: &mut ureq::Body) -> Result<Body, NoAnswer> {
     Ok(Body::Whole(value))
 }
 
-/// What can be had of an error document. The status says the most; that the rest is missing is no further error.
-fn read_error(body: &mut ureq::Body) -> Vec<u8> {
+fn read_error(body: &mut ureq::Body) -> Result<Vec<u8>, NoAnswer> {
     let mut document = Vec::new();
-    let _ = body.as_reader().take(ERROR_BYTES_MAX).read_to_end(&mut document);
-    document
+    let mut reader = body.as_reader().take(ERROR_BYTES_MAX);
+    reader.read_to_end(&mut document).map_err(|error| NoAnswer::from_body(&error, document.len()))?;
+    Ok(document)
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
@@ -890,6 +898,88 @@ fn is_loopback(config: &S3Config) -> bool {
 
 impl fmt::Debug for S3 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("S3").field("config", &self.config).field("abilities", &self.abilities.get()).finish_non_exhaustive()
+        f.debug_struct("S3")
+            .field("config", &self.config)
+            .field("abilities", &self.abilities.get())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(code: &str) -> Option<ErrorDocument> {
+        Some(ErrorDocument { code: code.into(), region: String::new() })
+    }
+
+    fn meaning(request: Request, status: u16, code: &str) -> Verdict {
+        judge(request, status, error(code).as_ref(), &HeaderMap::new())
+    }
+
+    #[test]
+    fn only_what_may_help_is_tried_again() {
+        let again = |fault, may_be_done| Verdict::Again { fault, may_be_done };
+        for (status, code, verdict) in [
+            (500, "InternalError", again(Fault::Transient, true)),
+            (502, "", again(Fault::Transient, true)),
+            (503, "ServiceUnavailable", again(Fault::Transient, true)),
+            (504, "", again(Fault::Transient, true)),
+            (408, "", again(Fault::Transient, true)),
+            (503, "SlowDown", again(Fault::Throttled, false)),
+            (429, "", again(Fault::Throttled, false)),
+            (409, "ConditionalRequestConflict", again(Fault::Transient, false)),
+            (400, "RequestTimeout", again(Fault::Transient, false)),
+        ] {
+            assert_eq!(meaning(Request::Put, status, code), verdict, "{status} {code}");
+        }
+        for status in (400..=500).filter(|status| ![404, 408, 409, 412, 429, 500].contains(status)) {
+            let verdict = meaning(Request::Put, status, "Whatever");
+            assert!(matches!(verdict, Verdict::Denied { .. } | Verdict::Misconfigured { .. }), "{status}: {verdict:?}");
+        }
+    }
+
+    #[test]
+    fn an_absent_object_is_told_from_an_absent_bucket_and_from_an_absent_s3() {
+        assert_eq!(meaning(Request::Get, 404, "NoSuchKey"), Verdict::Missing);
+        assert!(matches!(meaning(Request::Get, 404, "NoSuchBucket"), Verdict::Misconfigured { .. }));
+        let without = |request| judge(request, 404, None, &HeaderMap::new());
+        assert_eq!(without(Request::Head), Verdict::Missing);
+        assert!(matches!(without(Request::Get), Verdict::Misconfigured { .. }));
+    }
+
+    #[test]
+    fn the_region_to_set_is_found_in_a_header_or_in_the_document() {
+        let document = "<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-west-1</Region></Error>";
+        let document = ErrorDocument::read(document.as_bytes());
+        let Verdict::Misconfigured { hint } = judge(Request::Get, 400, document.as_ref(), &HeaderMap::new()) else {
+            panic!("a matter of settings")
+        };
+        assert_eq!(hint, "the bucket is elsewhere; set AWS_REGION=eu-west-1");
+    }
+
+    #[test]
+    fn an_error_document_is_read_and_anything_else_is_none() {
+        let document = b"<?xml version=\"1.0\"?>\n<Error xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
+            <Code> SlowDown </Code><Message>a &lt; b</Message><Deep><Code>Other</Code></Deep></Error>";
+        assert_eq!(ErrorDocument::read(document), error("SlowDown"));
+        for other in ["", "{}", "<html><Code>x</Code></html>", "<Error><Code>cut", "<Error></Wrong>", "\u{0}\u{1}"] {
+            assert_eq!(ErrorDocument::read(other.as_bytes()), None, "{other}");
+        }
+        let nasty = "<Error><Code>a\nerror everything is fine</Code></Error>";
+        assert_eq!(ErrorDocument::read(nasty.as_bytes()), error(""), "not for our log");
+    }
+
+    #[test]
+    fn an_etag_loses_its_quotes_and_gets_them_back() {
+        for text in ["\"abc-2\"", "W/\"abc-2\"", "abc-2"] {
+            let mut headers = HeaderMap::new();
+            headers.insert("etag", text.parse().unwrap());
+            let version = version(&headers).unwrap();
+            assert_eq!((version.as_str(), quoted(&version).unwrap().as_str()), ("abc-2", "\"abc-2\""));
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert("etag", "\"\"".parse().unwrap());
+        assert_eq!(version(&headers), None);
     }
 }

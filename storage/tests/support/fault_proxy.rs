@@ -20,7 +20,7 @@ use std::{
 pub enum Fault {
     /// Answer this status with S3's error document of this code (none where it is empty); the server sees nothing.
     Status(u16, &'static str),
-    /// Answer this text as it is; the server sees nothing.
+    /// Answer this text as it is, and close where it tells no `content-length`; the server sees nothing.
     Raw(&'static str),
     /// Keep the request until [`FaultProxy::release`], then pass it on.
     Hold,
@@ -168,6 +168,9 @@ impl Shared {
                 }
                 Some(Fault::Raw(text)) => {
                     client.write_all(text.as_bytes())?;
+                    if !text.contains("content-length:") {
+                        return client.shutdown(Shutdown::Both); // which ends the body
+                    }
                     continue;
                 }
                 Some(Fault::Hold) => self.hold(),
