@@ -56,11 +56,11 @@ use crate::{
         Identity, JOIN_DEADLINE, LEAVE_DEADLINE, Links, Membership, NoAddressError, NodeDir, NodeDirError,
         address_facing,
     },
-    message::Ends,
+    message::{Ends, connect},
     report::{self, Report},
     service::{CacheService, ServiceSettings},
     shard::{ABSENT_MS_DEFAULT, Shard, ShardSettings},
-    shards::{self, Shards},
+    shards::Shards,
 };
 
 /// Connections of one core, on each of its ports; more are closed as they come.
@@ -151,7 +151,7 @@ pub fn start(settings: &Settings, shutdown: &Shutdown) -> Result<Running, StartE
         complaints,
         ready,
     });
-    let each = shards::mesh(settings.cores).0.into_iter().zip(reports).zip(common).zip(own);
+    let each = connect(settings.cores).into_iter().zip(reports).zip(common).zip(own);
     let mut parts = each.map(|(((ends, reports), common), own)| Part {
         ends,
         reports,
