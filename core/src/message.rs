@@ -36,7 +36,7 @@ pub(crate) enum Reply {
 const _: () = assert!(size_of::<Asked>() <= 128, "a message is two cache lines, not a value");
 const _: () = assert!(size_of::<Answered>() <= 128);
 
-/// A request on its way from the core `asker`.
+/// A request on its way from core `asker`.
 #[derive(Debug)]
 pub(crate) struct Asked {
     pub(crate) asker: u16,
@@ -62,13 +62,13 @@ pub struct Ends {
     pub(crate) replies: Receiver<Answered>,
     /// To each core, our own included.
     pub(crate) ask: Vec<Sender<Asked>>,
-    /// To each core.
+    /// To each core, our own included.
     pub(crate) answer: Vec<Sender<Answered>>,
 }
 
-/// Makes the mailboxes between `core_count` cores: the ends of each.
+/// Makes the mailboxes between `core_count` cores: the ends of each core.
 #[must_use]
-pub fn connect(core_count: usize) -> Vec<Ends> {
+pub fn mesh(core_count: usize) -> Vec<Ends> {
     let (ask, requests): (Vec<_>, Vec<_>) = (0..core_count).map(|_| mailbox(MESH_REQUESTS_MAX)).unzip();
     let (answer, replies): (Vec<_>, Vec<_>) = (0..core_count).map(|_| mailbox(MESH_TICKETS_MAX)).unzip();
     let ends = requests.into_iter().zip(replies).enumerate();

@@ -31,6 +31,7 @@ use milena_proto::{
 use milena_storage::{Condition, Tier, Timestamp, Version};
 use slab::Slab;
 
+pub use crate::message::mesh;
 use crate::{
     message::{Answered, Asked, Ends, MESH_TICKETS_MAX, Reply, Request},
     shard::{Answer, Limit, Refusal, Shard, Write},

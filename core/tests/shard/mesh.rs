@@ -3,10 +3,9 @@
 use std::rc::Rc;
 
 use milena_core::{
-    message::connect,
     message::{MESH_REQUESTS_MAX, MESH_TICKETS_MAX},
     shard::{Answer, Limit, Refusal, Shard, Source},
-    shards::Shards,
+    shards::{Shards, mesh},
 };
 use milena_proto::{cache_server::Ack, placement};
 use milena_storage::{Condition, Timestamp};
@@ -31,8 +30,7 @@ struct Node {
 
 fn node(core_count: usize) -> Node {
     let store = Script::default();
-    let ends = connect(core_count);
-    let cores = ends.into_iter().enumerate().map(|(core, ends)| {
+    let cores = mesh(core_count).into_iter().enumerate().map(|(core, ends)| {
         let shard = Shard::new(super::ShardSettings { core, core_count, ..settings() }, Some(store.clone()));
         let (shards, run) = Shards::new(ends, shard);
         Core { shards, run: Some(Started::new(run)) }
