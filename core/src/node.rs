@@ -56,7 +56,7 @@ use crate::{
         Identity, JOIN_DEADLINE, LEAVE_DEADLINE, Links, Membership, NoAddressError, NodeDir, NodeDirError,
         address_facing,
     },
-    message::{Ends, connect},
+    message::{self, Ends},
     report::{self, Report},
     service::{CacheService, ServiceSettings},
     shard::{ABSENT_MS_DEFAULT, Shard, ShardSettings},
@@ -151,7 +151,7 @@ pub fn start(settings: &Settings, shutdown: &Shutdown) -> Result<Running, StartE
         complaints,
         ready,
     });
-    let each = connect(settings.cores).into_iter().zip(reports).zip(common).zip(own);
+    let each = message::mesh(settings.cores).into_iter().zip(reports).zip(common).zip(own);
     let mut parts = each.map(|(((ends, reports), common), own)| Part {
         ends,
         reports,
