@@ -263,8 +263,8 @@ fn say_started(
     let page = metrics_addr.map_or_else(|| "off".to_owned(), |page| page.to_string());
     let write_mode = if settings.store == StoreConfig::None { "memory" } else { "through" };
     tracing::info!(
-        "serving on {addr}, cores on{ports}; {} cores, memory {}, store {}, write mode {write_mode}, metrics {page}, node {}",
-        settings.cores,
+        "serving on {addr}, {} on{ports}; memory {}, store {}, write mode {write_mode}, metrics {page}, node {}",
+        if settings.cores == 1 { "1 core".to_owned() } else { format!("{} cores", settings.cores) },
         Size(settings.memory_bytes),
         settings.store,
         identity.node_id,
