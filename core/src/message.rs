@@ -9,10 +9,7 @@ use milena_net::mesh::{Receiver, Sender, mailbox};
 use milena_proto::{cache_server::Ack, key::Key};
 use milena_storage::{Condition, Timestamp, Version};
 
-use crate::{
-    shard::{Answer, Refusal, Write},
-    stats::Stats,
-};
+use crate::shard::{Answer, Refusal, Write};
 
 /// Requests of one core that wait for others' answers.
 pub const MESH_TICKETS_MAX: usize = 1024;
@@ -23,23 +20,9 @@ pub const MESH_REQUESTS_MAX: usize = 1024;
 /// What one core asks of another.
 #[derive(Debug)]
 pub(crate) enum Request {
-    Get {
-        key: Key,
-        now: Timestamp,
-    },
-    Put {
-        key: Key,
-        write: Box<Write>,
-        now: Timestamp,
-    },
-    Delete {
-        key: Key,
-        condition: Condition,
-        ack: Ack,
-        now: Timestamp,
-    },
-    /// This core's counters, for the metrics page.
-    Report,
+    Get { key: Key, now: Timestamp },
+    Put { key: Key, write: Box<Write>, now: Timestamp },
+    Delete { key: Key, condition: Condition, ack: Ack, now: Timestamp },
 }
 
 /// The answer to the request with the same ticket.
@@ -48,13 +31,12 @@ pub(crate) enum Reply {
     Get(Answer),
     Put(Result<Version, Refusal>),
     Delete(Result<(), Refusal>),
-    Counters(Box<Stats>),
 }
 
 const _: () = assert!(size_of::<Asked>() <= 128, "a message is two cache lines, not a value");
 const _: () = assert!(size_of::<Answered>() <= 128);
 
-/// A request on its way. `asker` is a core, or, after the last core, the metrics page.
+/// A request on its way from core `asker`.
 #[derive(Debug)]
 pub(crate) struct Asked {
     pub(crate) asker: u16,
@@ -80,23 +62,15 @@ pub struct Ends {
     pub(crate) replies: Receiver<Answered>,
     /// To each core, our own included.
     pub(crate) ask: Vec<Sender<Asked>>,
-    /// To each core, and to the metrics page.
+    /// To each core, our own included.
     pub(crate) answer: Vec<Sender<Answered>>,
 }
 
-/// The metrics page's ends of the mailboxes.
-#[derive(Debug)]
-pub(crate) struct PageEnds {
-    pub(crate) replies: Receiver<Answered>,
-    pub(crate) ask: Vec<Sender<Asked>>,
-}
-
-/// The mailboxes between `core_count` cores and the metrics page.
-pub(crate) fn connect(core_count: usize) -> (Vec<Ends>, PageEnds) {
+/// Makes the mailboxes between `core_count` cores: the ends of each core.
+#[must_use]
+pub fn mesh(core_count: usize) -> Vec<Ends> {
     let (ask, requests): (Vec<_>, Vec<_>) = (0..core_count).map(|_| mailbox(MESH_REQUESTS_MAX)).unzip();
-    let (mut answer, replies): (Vec<_>, Vec<_>) = (0..core_count).map(|_| mailbox(MESH_TICKETS_MAX)).unzip();
-    let (answer_page, page_replies) = mailbox(core_count); // One report of each core is under way at most.
-    answer.push(answer_page);
+    let (answer, replies): (Vec<_>, Vec<_>) = (0..core_count).map(|_| mailbox(MESH_TICKETS_MAX)).unzip();
     let ends = requests.into_iter().zip(replies).enumerate();
     let ends = ends.map(|(core, (requests, replies))| Ends {
         core,
@@ -105,6 +79,5 @@ pub(crate) fn connect(core_count: usize) -> (Vec<Ends>, PageEnds) {
         ask: ask.clone(),
         answer: answer.clone(),
     });
-    let ends = ends.collect();
-    (ends, PageEnds { replies: page_replies, ask })
+    ends.collect()
 }

@@ -32,10 +32,7 @@ use milena_storage::{
 
 use crate::{
     absences::Absences,
-    inflight::{
-        INFLIGHT_WRITES_PER_KEY_MAX, Inflight, KEYS_IN_FLIGHT_MAX, Lease, News, READERS_PER_KEY_MAX, ReadTurn, Rules,
-    },
-    message::{MESH_REQUESTS_MAX, MESH_TICKETS_MAX},
+    inflight::{Inflight, Lease, News, ReadTurn, Rules},
     stats::Stats,
 };
 
@@ -140,15 +137,15 @@ pub enum Refusal {
 /// Which limit was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Limit {
-    /// [`KEYS_IN_FLIGHT_MAX`].
+    /// [`KEYS_IN_FLIGHT_MAX`](crate::inflight::KEYS_IN_FLIGHT_MAX).
     KeysInFlight,
-    /// [`READERS_PER_KEY_MAX`].
+    /// [`READERS_PER_KEY_MAX`](crate::inflight::READERS_PER_KEY_MAX).
     ReadersOfKey,
-    /// [`INFLIGHT_WRITES_PER_KEY_MAX`].
+    /// [`INFLIGHT_WRITES_PER_KEY_MAX`](crate::inflight::INFLIGHT_WRITES_PER_KEY_MAX).
     WritesOfKey,
-    /// [`MESH_TICKETS_MAX`].
+    /// [`MESH_TICKETS_MAX`](crate::message::MESH_TICKETS_MAX).
     Tickets,
-    /// [`MESH_REQUESTS_MAX`].
+    /// [`MESH_REQUESTS_MAX`](crate::message::MESH_REQUESTS_MAX).
     Requests,
     /// The memory budget, all of which is in readers' hands.
     Memory,
@@ -542,41 +539,6 @@ impl<T> Drop for Unfinished<'_, T> {
         }
     }
 }
-
-impl fmt::Display for Limit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::KeysInFlight => write!(f, "the store is being asked for {KEYS_IN_FLIGHT_MAX} keys already"),
-            Self::ReadersOfKey => write!(f, "{READERS_PER_KEY_MAX} readers wait for this key already"),
-            Self::WritesOfKey => write!(f, "{INFLIGHT_WRITES_PER_KEY_MAX} writes of this key wait already"),
-            Self::Tickets => write!(f, "{MESH_TICKETS_MAX} requests to other cores wait already"),
-            Self::Requests => write!(f, "the owning core has {MESH_REQUESTS_MAX} requests waiting already"),
-            Self::Memory => f.write_str("readers hold all of the memory budget"),
-        }
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Store(error) => error.fmt(f),
-            Self::Limit(limit) => limit.fmt(f),
-            Self::AckNotGiven { ack: Ack::Disk, .. } => f.write_str("ack DISK: this node has no disk tier"),
-            Self::AckNotGiven { ack, has_store: false } => {
-                write!(f, "ack {}: this node has no store", ack.as_str_name())
-            }
-            Self::AckNotGiven { ack, has_store: true } => {
-                write!(f, "ack {}: needs write mode back; this node's is through", ack.as_str_name())
-            }
-            Self::ValueTooLarge { bytes, bytes_max } => {
-                write!(f, "value has {bytes} bytes; 0 to {bytes_max} are allowed on a node without a store")
-            }
-            Self::Stopped => f.write_str("the core that owns the key has stopped"),
-        }
-    }
-}
-
-impl std::error::Error for Refusal {}
 
 impl<T> fmt::Debug for Shard<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -16,12 +16,9 @@ use std::{
     cell::RefCell,
     fmt,
     future::{Future, poll_fn},
-    pin::{Pin, pin},
+    pin::Pin,
     rc::Rc,
-    sync::Arc,
-    task::{Context, Poll, Wake, Waker},
-    thread::{self, Thread},
-    time::{Duration, Instant},
+    task::{Context, Poll, Waker},
 };
 
 use futures::{StreamExt, future::Either, stream::FuturesUnordered};
@@ -34,10 +31,10 @@ use milena_proto::{
 use milena_storage::{Condition, Tier, Timestamp, Version};
 use slab::Slab;
 
+pub use crate::message::mesh;
 use crate::{
-    message::{Answered, Asked, Ends, MESH_TICKETS_MAX, PageEnds, Reply, Request, connect},
+    message::{Answered, Asked, Ends, MESH_TICKETS_MAX, Reply, Request},
     shard::{Answer, Limit, Refusal, Shard, Write},
-    stats::Stats,
 };
 
 /// Messages that a core takes from its mailboxes before it lets other tasks run.
@@ -58,17 +55,9 @@ enum Ticket {
     Abandoned,
 }
 
-/// Makes the mailboxes between `core_count` cores: the ends of each core, and the metrics page's way to ask them all.
-#[must_use]
-pub fn mesh(core_count: usize) -> (Vec<Ends>, Reporter) {
-    let (ends, page) = connect(core_count);
-    (ends, Reporter { core_count, ends: page, is_asked: vec![false; core_count] })
-}
-
 impl<T: Tier + 'static> Shards<T> {
     /// Joins this core's `shard` with the others, and the future that serves them: run it on a task of its own for as
     /// long as the core lives.
-    #[must_use]
     pub fn new(ends: Ends, shard: Rc<Shard<T>>) -> (Rc<Self>, impl Future<Output = ()> + use<T>) {
         let Ends { core, requests, replies, ask, answer } = ends;
         let shards = Rc::new(Self { core, shard, ask, tickets: RefCell::default() });
@@ -216,7 +205,6 @@ impl<T: Tier + 'static> Shards<T> {
                 Some(answer) => Ok(Reply::Get(answer)),
                 None => Err(request),
             },
-            Request::Report => Ok(Reply::Counters(Box::new(self.shard.report()))),
             Request::Put { .. } | Request::Delete { .. } => Err(request),
         }
     }
@@ -252,7 +240,6 @@ async fn answer_later<T: Tier + 'static>(
         Request::Get { key, now } => Reply::Get(shard.get(key.as_ref(), now).await),
         Request::Put { key, write, now } => Reply::Put(shard.put(key, *write, now).await),
         Request::Delete { key, condition, ack, now } => Reply::Delete(shard.delete(key, condition, ack, now).await),
-        Request::Report => unreachable!("answered at once"),
     };
     (asker, Answered { ticket, reply })
 }
@@ -305,60 +292,6 @@ impl<T> Drop for Asking<T> {
             Ticket::Answered(_) => drop(tickets.remove(number)),
             Ticket::Abandoned => unreachable!("a caller goes once"),
         }
-    }
-}
-
-/// Asks all cores for their counters, from a plain thread.
-#[derive(Debug)]
-pub struct Reporter {
-    core_count: usize,
-    ends: PageEnds,
-    /// Which cores owe us a report: they are not asked again, and theirs is as good as a new one.
-    is_asked: Vec<bool>,
-}
-
-impl Reporter {
-    /// The counters of each core; `None` for one that has stopped, or has not answered within `timeout`.
-    ///
-    /// Blocks the calling thread.
-    pub fn report(&mut self, timeout: Duration) -> Vec<Option<Stats>> {
-        let asker = u16::try_from(self.core_count).expect("at most CORES_MAX");
-        for core in 0..self.core_count {
-            if !self.is_asked[core] {
-                let ticket = u16::try_from(core).expect("below CORES_MAX");
-                let asked = Asked { asker, ticket, request: Request::Report };
-                self.is_asked[core] = self.ends.ask[core].try_send(asked).is_ok();
-            }
-        }
-        let deadline = Instant::now() + timeout;
-        let mut reports = vec![None; self.core_count];
-        while self.is_asked.contains(&true) {
-            let Some(Answered { ticket, reply }) = recv_until(&mut self.ends.replies, deadline) else { break };
-            let Reply::Counters(stats) = reply else { unreachable!("a report was answered with {reply:?}") };
-            self.is_asked[usize::from(ticket)] = false;
-            reports[usize::from(ticket)] = Some(*stats);
-        }
-        reports
-    }
-}
-
-/// The next message, on a thread without an executor; `None` when none comes before `deadline`.
-fn recv_until<M: Send>(receiver: &mut Receiver<M>, deadline: Instant) -> Option<M> {
-    struct Unpark(Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut cx = Context::from_waker(&waker);
-    let mut next = pin!(receiver.recv());
-    loop {
-        if let Poll::Ready(message) = next.as_mut().poll(&mut cx) {
-            return message;
-        }
-        let left = deadline.checked_duration_since(Instant::now())?;
-        thread::park_timeout(left);
     }
 }
 

@@ -36,8 +36,8 @@ use milena_net::{
     },
     http2::limits::{LINK, OUTSIDE},
     mesh,
-    metrics::{GATHER_MAX, Reporter, gather},
-    ops,
+    metrics::{GATHER_MAX, Gathered, Reporter, gather},
+    ops::{self, OpsError, Page},
     shutdown::{Outcome, Participant, Reason, Shutdown, Stage, StageLimits},
     task,
     tcp::{self, ListenError, Listener},
@@ -45,7 +45,7 @@ use milena_net::{
 use milena_proto::{generated::DESCRIPTORS, limits};
 
 use crate::{
-    authority::{Answer, Authority, Document, Event, Place, PlaceError, ToAuthority, Unwritten, Writer},
+    authority::{Answer, Authority, Event, Place, PlaceError, ToAuthority, Unwritten, Writer},
     config::{EXIT_REFUSED, Settings},
     members::{LEASE, Members, View},
     rate_limit::RateLimits,
@@ -79,6 +79,8 @@ pub struct Report {
     pub stats: Stats,
     /// The view it goes by.
     pub view: Arc<View>,
+    /// Whether it takes requests, which it does from its start until the router stops.
+    pub is_serving: bool,
 }
 
 /// The mailboxes of one core, as others see them.
@@ -92,11 +94,10 @@ struct CoreBoxes {
 #[derive(Debug)]
 pub struct Running {
     address: SocketAddr,
-    metrics: Option<SocketAddr>,
+    page: Option<Page>,
     shutdown: Shutdown,
     cores: Cores<Stats>,
     writer: JoinHandle<()>,
-    page: Option<ops::Running>,
 }
 
 /// Starts a router. It answers when this returns.
@@ -106,10 +107,12 @@ pub struct Running {
 /// # Errors
 /// [`StartError`]; nothing of it runs then.
 pub fn start(settings: &Settings) -> Result<Running, StartError> {
-    // First the address: a second router must not touch the state of the first.
+    // First the addresses: a second router must not touch the state of the first.
     let listeners = tcp::listen_on_all(settings.listen, settings.cores).map_err(StartError::Listen)?;
     let address = listeners[0].local_addr();
-    let page = settings.metrics.map(ops::bind).transpose().map_err(StartError::Page)?;
+    let (boxes, mut receivers): (Vec<CoreBoxes>, Vec<_>) = (0..settings.cores).map(|_| core_boxes()).unzip();
+    let answers = OpsAnswers { boxes: boxes.clone() };
+    let page = settings.metrics.map(|address| Page::start(address, answers)).transpose().map_err(StartError::Page)?;
     let (place, document) = Place::open(&settings.state)
         .map_err(|error| StartError::State { state: settings.state_text.clone(), error })?;
     let members = document.map_or_else(Members::new, |document| document.into_members(Instant::now()));
@@ -118,11 +121,10 @@ pub fn start(settings: &Settings) -> Result<Running, StartError> {
     let shutdown = Shutdown::new(limits).map_err(StartError::Thread)?;
     let (authority_box, inbox) = mesh::mailbox(settings.cores * QUESTIONS_MAX + 1);
     let (writer, writer_thread) = Writer::start(place, authority_box.clone()).map_err(StartError::Thread)?;
-    let (boxes, mut receivers): (Vec<CoreBoxes>, Vec<_>) = (0..settings.cores).map(|_| core_boxes()).unzip();
 
     let authority = Authority::new(members);
     let view = Arc::clone(authority.view());
-    let mut decider = Some(Decider { authority, inbox, writer, boxes: boxes.clone() });
+    let mut decider = Some(Decider { authority, inbox, writer, boxes });
     let mut listeners = listeners.into_iter();
     receivers.reverse();
     let config = CoresConfig { pin: settings.pin, ..CoresConfig::new(settings.cores) };
@@ -144,10 +146,8 @@ pub fn start(settings: &Settings) -> Result<Running, StartError> {
         move || start.run()
     });
     let cores = cores.map_err(StartError::Cores)?;
-    let page = page.map(|page| start_page(page, boxes, shutdown.clone())).transpose().map_err(StartError::Thread)?;
-    let metrics = page.as_ref().map(ops::Running::local_addr);
 
-    let running = Running { address, metrics, shutdown, cores, writer: writer_thread, page };
+    let running = Running { address, page, shutdown, cores, writer: writer_thread };
     running.announce(settings, &view);
     Ok(running)
 }
@@ -170,7 +170,7 @@ impl Running {
     /// Where operators look.
     #[must_use]
     pub fn metrics_address(&self) -> Option<SocketAddr> {
-        self.metrics
+        self.page.as_ref().map(Page::local_addr)
     }
 
     /// What begins the stop.
@@ -201,9 +201,13 @@ impl Running {
 
     fn announce(&self, settings: &Settings, view: &View) {
         let limit = |name: &str, rate: u64| if rate == 0 { String::new() } else { format!(", {rate}/s {name}") };
-        let limits = [("in all", settings.rates.router), ("per client", settings.rates.client), ("per bucket", settings.rates.bucket)];
+        let limits = [
+            ("in all", settings.rates.router),
+            ("per client", settings.rates.client),
+            ("per bucket", settings.rates.bucket),
+        ];
         let limits: String = limits.iter().map(|(name, rate)| limit(name, *rate)).collect();
-        let metrics = self.metrics.map_or("off".to_owned(), |address| address.to_string());
+        let metrics = self.metrics_address().map_or("off".to_owned(), |address| address.to_string());
         tracing::info!(
             "listening on {} with {} cores; metrics {metrics}; state {} at epoch {} with {} members; rate limit {}",
             self.address,
@@ -216,16 +220,35 @@ impl Running {
     }
 }
 
-fn start_page(page: ops::Bound, boxes: Vec<CoreBoxes>, shutdown: Shutdown) -> io::Result<ops::Running> {
-    let begun = shutdown.begun();
-    let metrics = move || {
-        let gathered = gather(boxes.len(), GATHER_MAX, |core, reporter| {
+/// What operators are told. Asks the cores each time, because they know.
+struct OpsAnswers {
+    boxes: Vec<CoreBoxes>,
+}
+
+impl OpsAnswers {
+    fn ask(&self) -> Gathered<Report> {
+        gather(self.boxes.len(), GATHER_MAX, |core, reporter| {
             // A core whose mailbox is full does not answer, and is counted as one that does not.
-            let _ = boxes[core].news.try_send(News::Report(reporter));
-        });
-        stats::page(&gathered)
-    };
-    page.start(metrics, begun)
+            let _ = self.boxes[core].news.try_send(News::Report(reporter));
+        })
+    }
+}
+
+impl ops::Answers for OpsAnswers {
+    fn metrics(&self) -> String {
+        stats::page(&self.ask())
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        let Gathered { reports, missing_count } = self.ask();
+        if missing_count > 0 {
+            return Err(format!("{missing_count} of {} cores do not answer", self.boxes.len()));
+        }
+        if reports.iter().any(|(_, report)| !report.is_serving) {
+            return Err("the router is stopping".to_owned());
+        }
+        Ok(())
+    }
 }
 
 /// What a core is started with.
@@ -271,8 +294,7 @@ impl CoreStart {
         let parting = parting.map(drop).shared();
         futures::join!(
             accept(self.listener, Rc::clone(&server), refusing),
-            until(&parting, read_news(Rc::clone(&desk), self.news)),
-            until(&parting, read_answers(Rc::clone(&desk), self.answers)),
+            until(&parting, read_mail(Rc::clone(&desk), self.news, self.answers)),
             until(&parting, probe(Rc::clone(&desk))),
             until(&parting, decide(self.decider)),
             stop(self.participant, Rc::clone(&desk), server, health, refuse, part),
@@ -302,17 +324,25 @@ async fn accept(mut listener: Listener, server: Rc<Server<RouterService>>, mut r
     }
 }
 
-async fn read_news(desk: Rc<Desk>, mut news: mesh::Receiver<News>) {
-    while let Some(news) = news.recv().await {
-        match news {
-            News::View(view) => desk.follow(view),
-            News::Report(reporter) => reporter.report(Report { stats: desk.report(), view: desk.view() }),
+/// Who has an answer goes by the view that it speaks of: views are sent before answers, and read before them.
+async fn read_mail(desk: Rc<Desk>, mut news: mesh::Receiver<News>, mut answers: mesh::Receiver<(u64, Answer)>) {
+    let take = |news| match news {
+        News::View(view) => desk.follow(view),
+        News::Report(reporter) => {
+            reporter.report(Report { stats: desk.report(), view: desk.view(), is_serving: desk.is_serving() });
         }
-    }
-}
-
-async fn read_answers(desk: Rc<Desk>, mut answers: mesh::Receiver<(u64, Answer)>) {
-    while let Some((ticket, answer)) = answers.recv().await {
+    };
+    loop {
+        let answer = poll_fn(|cx| {
+            while let Poll::Ready(Some(news)) = news.poll_recv(cx) {
+                take(news);
+            }
+            answers.poll_recv(cx)
+        });
+        let Some((ticket, answer)) = answer.await else { return };
+        while let Some(news) = news.try_recv() {
+            take(news);
+        }
         desk.answered(ticket, answer);
     }
 }
@@ -341,7 +371,7 @@ async fn stop(
             Stage::Refuse => {
                 health.set_all(false);
                 drop(refuse.take());
-                desk.end_watches();
+                desk.close();
                 server.refuse();
             }
             Stage::Drain => {
@@ -403,15 +433,15 @@ impl Decider {
         if let Some(document) = self.authority.to_write() {
             self.writer.write(document);
         }
-        for (asker, answer) in self.authority.take_answers() {
-            let sent = self.boxes[asker.core].answers.try_send((asker.ticket, answer));
-            assert!(!matches!(sent, Err(mesh::Refused::Full(_))), "there is room for the answer to every question");
-        }
         let view = self.authority.view();
         for (core, told) in self.boxes.iter().zip(told) {
             if *told < view.epoch() && core.news.try_send(News::View(Arc::clone(view))).is_ok() {
                 *told = view.epoch();
             }
+        }
+        for (asker, answer) in self.authority.take_answers() {
+            let sent = self.boxes[asker.core].answers.try_send((asker.ticket, answer));
+            assert!(!matches!(sent, Err(mesh::Refused::Full(_))), "there is room for the answer to every question");
         }
         for event in self.authority.take_events() {
             log(&event, self.authority.alive_count());
@@ -421,10 +451,9 @@ impl Decider {
 
 fn log(event: &Event, alive_count: usize) {
     match event {
-        Event::Joined { member, epoch } => tracing::info!(
-            "node {member} at {} is in the view; epoch {epoch} has {alive_count} nodes",
-            member.address
-        ),
+        Event::Joined { member, epoch } => {
+            tracing::info!("node {member} at {} is in the view; epoch {epoch} has {alive_count} nodes", member.address);
+        }
         Event::Left { member, epoch } => {
             tracing::info!("node {member} left the view: it said goodbye; epoch {epoch} has {alive_count} nodes");
         }
@@ -449,8 +478,8 @@ fn log(event: &Event, alive_count: usize) {
 pub enum StartError {
     /// The address cannot be listened on.
     Listen(ListenError),
-    /// The page's address cannot.
-    Page(ListenError),
+    /// There is no page for operators.
+    Page(OpsError),
     /// The table cannot be read or kept.
     State {
         /// As the setting has it.
@@ -476,7 +505,7 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Listen(error) => error.fmt(f),
-            Self::Page(error) => write!(f, "metrics: {error}"),
+            Self::Page(error) => error.fmt(f),
             Self::State { state, error } => write!(f, "--state {state}: {error}"),
             Self::Thread(error) => write!(f, "cannot make a thread: {error}"),
             Self::Cores(error) => error.fmt(f),

@@ -120,10 +120,16 @@ impl Desk {
         *self.view.borrow_mut() = view;
     }
 
-    /// Ends every WatchTopology: the router is stopping, and whoever watches should look elsewhere.
-    pub fn end_watches(&self) {
+    /// Says goodbye: the router is stopping. Ends every WatchTopology, so that whoever watches looks elsewhere.
+    pub fn close(&self) {
         let sender = self.topology.borrow_mut().take();
         drop(sender); // Wakes the watchers, when nothing is borrowed any more.
+    }
+
+    /// Whether requests are welcome.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.topology.borrow().is_some()
     }
 
     fn topology(&self, watch: bool) -> Result<Reply, Status> {

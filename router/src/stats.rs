@@ -177,7 +177,7 @@ mod tests {
             stats.limited[By::Client as usize] = 2;
             stats.count(Op::Get, Code::Ok);
             stats.count(Op::Put, Code::Unavailable);
-            (core, Report { stats, view: Arc::new(members.view()) })
+            (core, Report { stats, view: Arc::new(members.view()), is_serving: true })
         };
         let text = page(&Gathered { reports: vec![report(0), report(1)], missing_count: 1 });
         for line in [

@@ -403,7 +403,7 @@ fn agrees_with_the_model(seed: u64) {
                 memory.sweep(now, 1000);
                 let over = model.entries.extract_if(.., |(_, entry, _)| entry.is_expired(now));
                 over.for_each(|(number, ..)| {
-                    assert_eq!(memory.get(key(&number.to_string()).as_ref(), now), Lookup::Miss)
+                    assert_eq!(memory.get(key(&number.to_string()).as_ref(), now), Lookup::Miss);
                 });
             }
             _ => lent.clear(),

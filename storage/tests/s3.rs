@@ -1,6 +1,12 @@
 //! S3 in health and in trouble: a real server, and between it and us a proxy that breaks what it is told to break.
 
-use std::{path::Path, thread, time::Duration};
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    thread,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use fault_proxy::{Fault, FaultProxy};
@@ -165,6 +171,26 @@ fn the_md5_layout_finds_the_data_that_exists_and_keeps_colliding_keys_apart() {
     s3.put(&one, &Bytes::from("secret"), None, &Condition::Always, asker).unwrap();
     assert_eq!(s3.get(&other, None, NOW, asker), Ok(Found::Absent));
     assert_eq!(value(s3.get(&one, None, NOW, asker).map_err(|error| error.cause)), "secret");
+}
+
+#[test]
+fn a_bucket_addressed_by_host_is_the_same_bucket() {
+    let server = seaweed::shared();
+    let bench = bench("by-host");
+    bench.put("a b", "1", &Condition::Always).unwrap();
+    let endpoint = format!("http://{}:{}", seaweed::DOMAIN, server.address().port());
+    let config = config(&endpoint, "by-host", |settings| settings.s3_addressing = Some("virtual-host"));
+    let credentials = rusty_s3::Credentials::new(seaweed::ACCESS_KEY_ID, seaweed::SECRET_ACCESS_KEY);
+    let url = GetObject::new(&config.bucket, Some(&credentials), "by-host/default/a b").sign(Duration::from_secs(60));
+    assert_eq!(url.host_str(), Some("tests.s3.test"));
+
+    // No name server knows the host, so this one request is sent by hand.
+    let mut stream = TcpStream::connect(server.address()).unwrap();
+    let (target, host) = (&url[url::Position::BeforePath..], &url[url::Position::BeforeHost..url::Position::AfterPort]);
+    write!(stream, "GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\n1"), "{answer}");
 }
 
 #[test]
@@ -367,13 +393,13 @@ fn damage_that_stays_is_corrupt_never_a_value() {
 fn a_body_that_never_ends_or_is_too_large_is_refused() {
     let patience = Patience { attempt: Duration::from_millis(300), ..PATIENT };
     let bench = bench_with("endless", patience);
-    bench.put("k", "1", &Condition::Always).unwrap();
-    bench.proxy.fail("GET", 3, Fault::Lie(5));
+    bench.proxy.fail("GET", 3, Fault::Raw("HTTP/1.1 200 OK\r\netag: \"1\"\r\ncontent-length: 2\r\n\r\n1"));
     let cause = bench.get("k").err();
     assert!(matches!(cause, Some(Cause::Unavailable(_))), "{cause:?}");
-    assert!(text(cause).contains("no more of the answer in time, after 1 bytes"));
+    assert!(text(cause).contains("in time"));
 
-    bench.proxy.fail("GET", 1, Fault::Lie(64 << 20));
+    let bench = bench_with("too-large", PATIENT);
+    bench.proxy.fail("GET", 1, Fault::Raw("HTTP/1.1 200 OK\r\netag: \"1\"\r\ncontent-length: 67108865\r\n\r\n1"));
     let cause = bench.get("k").err();
     assert!(matches!(cause, Some(Cause::Misconfigured(_))), "{cause:?}");
     assert!(text(cause).ends_with("is larger than 67108864 bytes, the most a value can have"));
@@ -397,8 +423,8 @@ fn nobody_listens_then_a_write_is_certainly_not_done_and_it_heals_by_itself() {
     assert_eq!(value(get(&s3, "k")), "2");
 }
 
-fn await_refused(address: std::net::SocketAddr) {
-    while std::net::TcpStream::connect(address).is_ok() {
+fn await_refused(address: SocketAddr) {
+    while TcpStream::connect(address).is_ok() {
         thread::yield_now();
     }
 }
@@ -422,7 +448,7 @@ fn all_attempts_together_have_a_limit() {
     let bench = bench_with("limit", patience);
     bench.proxy.fail("GET", ALWAYS, Fault::Hold);
     assert!(matches!(bench.get("k"), Err(Cause::Unavailable(_))));
-    assert_eq!(bench.proxy.seen("GET"), 1);
+    assert!(bench.proxy.seen("GET") <= 1, "no time was left for another");
 }
 
 #[test]

@@ -214,14 +214,21 @@ impl Dev {
         let written = |value: &Option<String>| value.clone().filter(|text| !text.trim().is_empty());
         written(&self.store)
             .or_else(|| written(&self.s3_bucket).map(|bucket| format!("s3://{bucket}")))
-            .unwrap_or_else(|| format!("file://{}", self.dir.join("store").display()))
+            .unwrap_or_else(|| self.url_of("store"))
+    }
+
+    /// A place in the directory as a store is named: a relative path begins with a dot.
+    fn url_of(&self, place: &str) -> String {
+        let is_rooted = self.dir.is_absolute() || self.dir.starts_with(".") || self.dir.starts_with("..");
+        let dot = if is_rooted { "" } else { "./" };
+        format!("file://{dot}{}", self.dir.join(place).display())
     }
 
     fn router(&self, program: &Path, place: Place) -> Command {
         let mut command = Command::new(program);
         command.args(["--listen-addr", &place.service.to_string()]);
         command.args(["--metrics-port", &place.page.port().to_string()]);
-        command.args(["--state", &format!("file://{}", self.dir.join("router").display())]);
+        command.args(["--state", &self.url_of("router")]);
         self.share_of_cores(&mut command);
         command
     }

@@ -101,7 +101,7 @@ const NAMES: [&str; 2] = ["a", "b"];
 
 fn bytes_of(value: Value) -> Bytes {
     // Every third value is too large for memory.
-    let bytes = if value % 3 == 0 { BUDGET_BYTES_MIN / 64 + 1 } else { 16 };
+    let bytes = if value.is_multiple_of(3) { BUDGET_BYTES_MIN / 64 + 1 } else { 16 };
     let mut text = format!("{value:016}").into_bytes();
     text.resize(bytes, b'x');
     text.into()
@@ -154,7 +154,7 @@ impl Simulation {
         for _ in 0..20 + self.random.below(100) {
             match self.random.below(12) {
                 0..4 if self.callers.len() < 6 && self.histories.iter().all(|history| history.len() < 50) => {
-                    self.begin()
+                    self.begin();
                 }
                 4..7 if self.store.in_the_air_count() > 0 => {
                     let index = self.random.below(self.store.in_the_air_count());

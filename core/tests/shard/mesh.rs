@@ -1,11 +1,11 @@
 //! Two cores on one thread: requests for the other's keys go through mailboxes.
 
-use std::{rc::Rc, thread, time::Duration};
+use std::rc::Rc;
 
 use milena_core::{
     message::{MESH_REQUESTS_MAX, MESH_TICKETS_MAX},
     shard::{Answer, Limit, Refusal, Shard, Source},
-    shards::{Reporter, Shards, mesh},
+    shards::{Shards, mesh},
 };
 use milena_proto::{cache_server::Ack, placement};
 use milena_storage::{Condition, Timestamp};
@@ -26,18 +26,16 @@ struct Core {
 struct Node {
     cores: Vec<Core>,
     store: Script,
-    reporter: Reporter,
 }
 
 fn node(core_count: usize) -> Node {
     let store = Script::default();
-    let (ends, reporter) = mesh(core_count);
-    let cores = ends.into_iter().enumerate().map(|(core, ends)| {
+    let cores = mesh(core_count).into_iter().enumerate().map(|(core, ends)| {
         let shard = Shard::new(super::ShardSettings { core, core_count, ..settings() }, Some(store.clone()));
         let (shards, run) = Shards::new(ends, shard);
         Core { shards, run: Some(Started::new(run)) }
     });
-    Node { cores: cores.collect(), store, reporter }
+    Node { cores: cores.collect(), store }
 }
 
 impl Node {
@@ -184,33 +182,4 @@ fn keys_of_a_core_that_has_stopped_are_refused() {
     let mut node = node(2);
     node.cores[1].run = None;
     assert_eq!(node.get(0, &owned_by(1, 2, 0)), Err(Refusal::Stopped));
-}
-
-#[test]
-fn the_page_hears_the_counters_of_every_core_that_still_runs() {
-    let mut node = node(3);
-    let name = owned_by(2, 3, 0);
-    node.store.set(&name, "1");
-    node.get(2, &name).unwrap();
-    node.cores[0].run = None;
-    let Node { mut cores, mut reporter, .. } = node;
-    let page = thread::spawn(move || reporter.report(Duration::from_secs(60)));
-    while !page.is_finished() {
-        cores.iter_mut().filter_map(|core| core.run.as_mut()).for_each(|run| assert!(!run.is_done()));
-        thread::yield_now();
-    }
-    let reports = page.join().unwrap();
-    let hits: Vec<_> = reports.into_iter().map(|report| report.map(|stats| stats.hits_store)).collect();
-    assert_eq!(hits, [None, Some(0), Some(1)]);
-}
-
-#[test]
-fn a_core_that_owes_a_report_is_not_asked_twice() {
-    let mut node = node(2);
-    for _ in 0..3 {
-        let reports = node.reporter.report(Duration::ZERO); // nobody turns the cores meanwhile
-        assert!(reports.iter().all(Option::is_none));
-    }
-    node.turn();
-    assert!(node.reporter.report(Duration::ZERO).iter().all(Option::is_some));
 }

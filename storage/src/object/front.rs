@@ -19,12 +19,11 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::Bytes;
 use futures::channel::oneshot;
-use milena_net::mesh;
+use milena_net::{mesh, metrics::Latency};
 use milena_proto::key::Key;
 use slab::Slab;
 
@@ -57,8 +56,8 @@ pub struct Answers {
 pub struct Counters {
     /// How many requests, by kind and status; the status is `None` where no answer came.
     pub requests: BTreeMap<(Request, Option<u16>), u64>,
-    /// How long they took in all, by kind.
-    pub took: BTreeMap<Request, Duration>,
+    /// How long they took, by kind.
+    pub took: BTreeMap<Request, Latency>,
     /// Requests that wait for the store now, in a queue or with a thread.
     pub inflight: usize,
 }
@@ -219,7 +218,7 @@ impl Drop for Answers {
 impl Counters {
     fn count(&mut self, asked: &Asked) {
         *self.requests.entry((asked.request, asked.status)).or_default() += 1;
-        *self.took.entry(asked.request).or_default() += asked.took;
+        self.took.entry(asked.request).or_default().record(asked.took);
     }
 
     /// What the requests of a kind have cost so far, in dollars at list prices.
@@ -235,7 +234,7 @@ impl Counters {
             *self.requests.entry(*kind).or_default() += count;
         }
         for (kind, took) in &other.took {
-            *self.took.entry(*kind).or_default() += *took;
+            self.took.entry(*kind).or_default().merge(took);
         }
         self.inflight += other.inflight;
     }
@@ -268,6 +267,7 @@ mod tests {
         sync::{Condvar, Mutex},
         task::{Wake, Waker},
         thread,
+        time::Duration,
     };
 
     use futures::future::LocalBoxFuture;
@@ -484,7 +484,7 @@ mod tests {
         let counters = core.object.counters();
         assert_eq!(counters.requests[&(Request::Put, Some(200))], 3, "the answer to nobody is counted");
         assert_eq!(counters.inflight, 0);
-        assert_eq!(counters.took[&Request::Put], Duration::from_millis(6));
+        assert_eq!(counters.took[&Request::Put].count(), 3);
         assert!((counters.cost_dollars(Request::Put) - 15e-6).abs() < 1e-12);
     }
 

@@ -180,9 +180,12 @@ pub fn file_path(key: KeyRef<'_>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
+    use std::{
+        collections::HashMap,
+        hash::{BuildHasher as _, RandomState},
+    };
 
-    use proptest::prelude::*;
+    use proptest::{prelude::*, test_runner::RngSeed};
 
     use super::*;
 
@@ -312,7 +315,18 @@ mod tests {
         prop_oneof![6 => odd, 2 => prop::collection::vec(any::<u8>(), 1..40), 1 => long, 1 => long_path]
     }
 
+    /// A seed that is printed when a case fails, or the one in MILENA_SEED. proptest's own file of failed cases is for
+    /// one machine only.
+    fn cases() -> ProptestConfig {
+        let seed = std::env::var("MILENA_SEED")
+            .map_or_else(|_| RandomState::new().hash_one(0), |text| text.parse().expect("MILENA_SEED is a number"));
+        println!("MILENA_SEED={seed}");
+        ProptestConfig { rng_seed: RngSeed::Fixed(seed), failure_persistence: None, ..ProptestConfig::default() }
+    }
+
     proptest! {
+        #![proptest_config(cases())]
+
         #[test]
         fn different_keys_have_different_legal_names(all in prop::collection::vec(("[a-c]{1,2}", keys()), 2..20)) {
             let mut objects = HashMap::new();

@@ -20,6 +20,10 @@
 //! A conditional PUT whose answer was lost is tried again, and is then refused because of itself (412). So on every 412
 //! that follows an attempt without an answer we look at the object: if it carries our request's number, the write was
 //! done. If not, ours may have been done and replaced since: the outcome is unknown, and that is what we say.
+//!
+//! Two things that S3 cannot promise. An unconditional PUT that was given up may arrive late and replace a newer value;
+//! a conditional one cannot. And an ETag tells bytes apart, not writes: equal bytes written again with another life are
+//! still "unchanged" to who knows the ETag.
 
 use std::{
     fmt,

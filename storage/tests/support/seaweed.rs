@@ -25,6 +25,8 @@ use std::{
 pub const ACCESS_KEY_ID: &str = "AKIATESTS";
 /// Its secret.
 pub const SECRET_ACCESS_KEY: &str = "secret-of-the-tests";
+/// Buckets are also hosts under this name, which no name server knows.
+pub const DOMAIN: &str = "s3.test";
 /// The only bucket there is.
 pub const BUCKET: &str = "tests";
 
@@ -103,6 +105,7 @@ impl Seaweed {
             .args(["-logtostderr", "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"])
             .arg(format!("-dir={}", self.dir.display()))
             .arg(format!("-bucket={BUCKET}"))
+            .arg(format!("-s3.domainName={DOMAIN}"))
             .arg(format!("-s3.port={port}"))
             .arg(format!("-master.port={}", port + 1))
             .arg(format!("-volume.port={}", port + 2))
