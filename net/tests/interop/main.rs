@@ -22,8 +22,8 @@ use milena_net::{
 };
 use milena_proto::{
     cache_server::{DeleteRequest, GetRequest, GetResponse, PutRequest},
-    grpc_health_v1::{HealthCheckRequest, HealthCheckResponse},
-    method::{CACHE_DELETE, CACHE_GET, CACHE_PUT, ROUTER_LEAVE},
+    grpc_health_v1::HealthCheckRequest,
+    method::{CACHE_DELETE, CACHE_GET, CACHE_PUT, HEALTH_CHECK, REFLECTION_PATHS, ROUTER_LEAVE},
 };
 use tonic_health::{
     ServingStatus,
@@ -191,6 +191,18 @@ fn health_is_checked_and_watched() {
     });
 }
 
+#[test]
+fn tonic_asks_for_our_services_by_reflection() {
+    let server = OurServer::start_outside();
+    on_tokio(async {
+        let mut client = TonicClient::connect(server.url()).await;
+        for path in REFLECTION_PATHS {
+            let names = client.services(path).await.unwrap();
+            assert!(names.iter().any(|name| name == CACHE), "{names:?}");
+        }
+    });
+}
+
 // ---- our channel asks, tonic answers ----
 
 #[test]
@@ -268,6 +280,22 @@ fn four_thousand_calls_go_over_one_link() {
         put(&channel, "k", value(100)).await.unwrap();
         let answers = join_all((0..4000).map(|_| get(&channel, "b", "k"))).await;
         assert!(answers.into_iter().all(|answer| answer.unwrap().value == value(100)));
+    });
+}
+
+#[test]
+fn more_than_all_windows_and_buffers_goes_both_ways_at_once() {
+    let server = OurServer::start();
+    with_channel(server.url(), |channel| async move {
+        let written = join_all((0..64).map(|index| {
+            let channel = channel.clone();
+            async move {
+                let key = format!("k{index}");
+                put(&channel, &key, value((1 << 20) + index)).await.unwrap();
+                get(&channel, "b", &key).await.unwrap().value == value((1 << 20) + index)
+            }
+        }));
+        assert!(written.await.into_iter().all(|is_same| is_same));
     });
 }
 
@@ -395,11 +423,10 @@ fn our_channel_checks_health() {
     let server = OurServer::start();
     with_channel(server.url(), |channel| async move {
         let ask = HealthCheckRequest { service: CACHE.to_owned() };
-        let answer: HealthCheckResponse =
-            channel.unary(milena_proto::method::HEALTH_CHECK, &ask, no_hurry()).await.unwrap();
+        let answer = channel.unary(HEALTH_CHECK, &ask, no_hurry()).await.unwrap();
         assert_eq!(answer.status, 1);
         let ask = HealthCheckRequest { service: "nobody".to_owned() };
-        let error = channel.unary(milena_proto::method::HEALTH_CHECK, &ask, no_hurry()).await.unwrap_err();
+        let error = channel.unary(HEALTH_CHECK, &ask, no_hurry()).await.unwrap_err();
         assert_eq!(error.status.code, Code::NotFound);
     });
 }

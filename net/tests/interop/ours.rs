@@ -34,6 +34,7 @@ use milena_net::{
 };
 use milena_proto::{
     cache_server::{GetRequest, GetResponse, PutRequest, PutResponse},
+    generated::DESCRIPTORS,
     limits::{VALUE_BYTES_MAX_DEFAULT, message_bytes_max},
     method::{CACHE_DELETE, CACHE_GET, CACHE_PUT},
 };
@@ -174,7 +175,7 @@ impl OurServer {
                 let health = Health::new(&[CACHE]);
                 health.set_all(true);
                 let limits = ServerLimits { connections_max: 1000, message_bytes_max: MESSAGE_BYTES_MAX };
-                let reflection = Rc::new(Reflection);
+                let reflection = Rc::new(Reflection::new(DESCRIPTORS, &[CACHE]).expect("our own descriptors"));
                 let server = Server::new(map.clone(), health.clone(), reflection, profile, limits);
                 let mut listener = tcp::listen(address, ListenOptions::default()).expect("a free port");
                 bound.send(listener.local_addr()).unwrap();

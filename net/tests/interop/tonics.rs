@@ -16,6 +16,10 @@ use std::{
 use bytes::Bytes;
 use milena_proto::{
     cache_server::{DeleteRequest, DeleteResponse, GetRequest, GetResponse, PutRequest, PutResponse},
+    grpc_reflection_v1::{
+        ServerReflectionRequest, ServerReflectionResponse, server_reflection_request::MessageRequest,
+        server_reflection_response::MessageResponse,
+    },
     method::{CACHE_DELETE, CACHE_GET, CACHE_PUT},
 };
 use tokio::sync::oneshot;
@@ -56,6 +60,26 @@ impl TonicClient {
     pub(crate) async fn delete(&mut self, key: &str) -> Result<DeleteResponse, tonic::Status> {
         let request = DeleteRequest { key: Bytes::copy_from_slice(key.as_bytes()), ..Default::default() };
         self.unary(CACHE_DELETE.path, tonic::Request::new(request)).await
+    }
+
+    /// The services that reflection at `path` lists.
+    pub(crate) async fn services(&mut self, path: &'static str) -> Result<Vec<String>, tonic::Status> {
+        let question = ServerReflectionRequest {
+            message_request: Some(MessageRequest::ListServices(String::new())),
+            ..Default::default()
+        };
+        self.0.ready().await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+        let codec = ProstCodec::<ServerReflectionRequest, ServerReflectionResponse>::default();
+        let questions = tonic::Request::new(futures::stream::iter([question]));
+        let mut answers = self.0.streaming(questions, PathAndQuery::from_static(path), codec).await?.into_inner();
+        let answer = answers.message().await?.expect("an answer for each question");
+        assert!(answers.message().await?.is_none());
+        match answer.message_response {
+            Some(MessageResponse::ListServicesResponse(list)) => {
+                Ok(list.service.into_iter().map(|service| service.name).collect())
+            }
+            other => panic!("no list of services: {other:?}"),
+        }
     }
 
     pub(crate) async fn unary<Q, A>(

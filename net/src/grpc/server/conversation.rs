@@ -68,8 +68,8 @@ pub struct Conversation<S: Service> {
     held_bytes: usize,
 }
 
-/// A request that is coming in, or a call under way.
-pub(super) struct Incoming<F> {
+/// A request that is coming in, or a call under way. What is in it is the conversation's own.
+pub struct Incoming<F> {
     path: Path,
     kind: Kind,
     assembler: Assembler,
@@ -172,7 +172,7 @@ impl<S: Service> Conversation<S> {
     }
 
     /// The connection underneath: its outbox, its end.
-    pub(super) fn connection(&mut self) -> &mut Connection<Incoming<S::Call>> {
+    pub fn connection(&mut self) -> &mut Connection<Incoming<S::Call>> {
         &mut self.connection
     }
 
@@ -536,6 +536,12 @@ impl<F> Incoming<F> {
                 slot.drop_call();
             }
         }
+    }
+}
+
+impl<F> std::fmt::Debug for Incoming<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.path)
     }
 }
 
