@@ -56,7 +56,7 @@ use crate::{
         Identity, JOIN_DEADLINE, LEAVE_DEADLINE, Links, Membership, NoAddressError, NodeDir, NodeDirError,
         address_facing,
     },
-    message::{Ends, connect},
+    message::{self, Ends},
     report::{self, Report},
     service::{CacheService, ServiceSettings},
     shard::{ABSENT_MS_DEFAULT, Shard, ShardSettings},
@@ -151,7 +151,7 @@ pub fn start(settings: &Settings, shutdown: &Shutdown) -> Result<Running, StartE
         complaints,
         ready,
     });
-    let each = connect(settings.cores).into_iter().zip(reports).zip(common).zip(own);
+    let each = message::mesh(settings.cores).into_iter().zip(reports).zip(common).zip(own);
     let mut parts = each.map(|(((ends, reports), common), own)| Part {
         ends,
         reports,
@@ -263,8 +263,8 @@ fn say_started(
     let page = metrics_addr.map_or_else(|| "off".to_owned(), |page| page.to_string());
     let write_mode = if settings.store == StoreConfig::None { "memory" } else { "through" };
     tracing::info!(
-        "serving on {addr}, cores on{ports}; {} cores, memory {}, store {}, write mode {write_mode}, metrics {page}, node {}",
-        settings.cores,
+        "serving on {addr}, {} on{ports}; memory {}, store {}, write mode {write_mode}, metrics {page}, node {}",
+        if settings.cores == 1 { "1 core".to_owned() } else { format!("{} cores", settings.cores) },
         Size(settings.memory_bytes),
         settings.store,
         identity.node_id,

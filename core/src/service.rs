@@ -38,6 +38,8 @@ use smallvec::{Array, SmallVec};
 
 use crate::{
     complaints::Complaint,
+    inflight::{INFLIGHT_WRITES_PER_KEY_MAX, KEYS_IN_FLIGHT_MAX, READERS_PER_KEY_MAX},
+    message::{MESH_REQUESTS_MAX, MESH_TICKETS_MAX},
     report::{Calls, Depth, Op},
     shard::{Answer, Hit, Limit, Refusal, Source, Write},
     shards::Shards,
@@ -397,13 +399,14 @@ fn status_of_store(error: &Error) -> Status {
     Status::new(code, error.to_string())
 }
 
-fn limit_text(limit: Limit) -> &'static str {
+fn limit_text(limit: Limit) -> String {
     match limit {
-        Limit::KeysInFlight => "too many keys of this core are being read or written",
-        Limit::ReadersOfKey => "too many requests wait for this key",
-        Limit::WritesOfKey => "too many writes of this key wait for each other",
-        Limit::Tickets | Limit::Requests => "too many requests wait for another core of this node",
-        Limit::Memory => "all memory of this core is in use by answers under way",
+        Limit::KeysInFlight => format!("this core asks the store for {KEYS_IN_FLIGHT_MAX} keys already"),
+        Limit::ReadersOfKey => format!("{READERS_PER_KEY_MAX} requests wait for this key already"),
+        Limit::WritesOfKey => format!("{INFLIGHT_WRITES_PER_KEY_MAX} writes of this key wait already"),
+        Limit::Tickets => format!("{MESH_TICKETS_MAX} requests of this core wait for other cores already"),
+        Limit::Requests => format!("{MESH_REQUESTS_MAX} requests wait for the core that owns the key already"),
+        Limit::Memory => "answers under way hold all memory of the core that owns the key".to_owned(),
     }
 }
 

@@ -5,6 +5,8 @@ use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::Path,
+    sync::mpsc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -26,7 +28,7 @@ use milena_net::{
 use milena_proto::{
     cache_server::{Ack, DeleteRequest, DeleteResponse, GetRequest, GetResponse, PutRequest, PutResponse, Tier},
     grpc_health_v1::HealthCheckRequest,
-    method::{CACHE_DELETE, CACHE_GET, CACHE_PUT, HEALTH_CHECK},
+    method::{CACHE_DELETE, CACHE_GET, CACHE_PUT, HEALTH_CHECK, HEALTH_WATCH},
     placement,
 };
 
@@ -371,7 +373,7 @@ fn a_stop_waits_for_writes_under_way_and_refuses_new_connections() {
     let dir = tempfile::tempdir().unwrap();
     let node = start(dir.path(), |_| {});
     let address = node.addr;
-    let writer = std::thread::spawn(move || {
+    let writer = thread::spawn(move || {
         let write = |channel: Channel| async move {
             let mut accepted = 0_u32;
             loop {
@@ -395,6 +397,28 @@ fn a_stop_waits_for_writes_under_way_and_refuses_new_connections() {
         assert!(get(node.addr, format!("k{index}").as_bytes()).unwrap().successful, "k{index} was accepted");
     }
     stop(node);
+}
+
+#[test]
+fn a_stop_does_not_wait_for_those_who_watch() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |config| config.drain_seconds = Some("600".to_owned()));
+    let (tell, watching) = mpsc::channel();
+    let address = node.addr;
+    let watcher = thread::spawn(move || {
+        let watch = move |channel: Channel| async move {
+            let deadline = Instant::now() + Duration::from_secs(600);
+            let watch = channel.call(HEALTH_WATCH.path, Bytes::new(), deadline);
+            // On one connection, what was asked later is answered later.
+            channel.unary(HEALTH_CHECK, &HealthCheckRequest::default(), deadline).await.unwrap();
+            tell.send(()).unwrap();
+            watch.await.map(drop)
+        };
+        with_channel(address, watch)
+    });
+    watching.recv().unwrap();
+    stop(node);
+    assert!(watcher.join().unwrap().is_err(), "a watch ends with a status");
 }
 
 #[test]

@@ -228,7 +228,7 @@ impl Dev {
         let mut command = Command::new(program);
         command.args(["--listen-addr", &place.service.to_string()]);
         command.args(["--metrics-port", &place.page.port().to_string()]);
-        command.args(["--state", &self.url_of("router")]);
+        command.args(["--pin", "false", "--state", &self.url_of("router")]);
         self.share_of_cores(&mut command);
         command
     }

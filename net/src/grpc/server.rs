@@ -300,7 +300,7 @@ impl<S: Service> Shell<S> {
             return Poll::Ready(End::Cut);
         }
         if server.is_refusing.get() && self.drain_until.is_none() {
-            self.conversation.connection().begin_drain();
+            self.conversation.begin_drain();
             self.drain_until = Some(now + DRAIN_ANSWER_MAX);
         }
         let Self { conversation, socket, .. } = self;

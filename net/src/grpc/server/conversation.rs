@@ -59,6 +59,8 @@ pub struct Conversation<S: Service> {
     waiting: FuturesUnordered<Waiting<S::Call>>,
     spare: Vec<Reusable<S::Call>>,
     watching: Vec<Watching>,
+    /// Watches end once they have seen the latest value: nobody will be here to change it.
+    is_stopping: bool,
     greeting_due: Instant,
     /// No call's deadline is earlier. It may be the deadline of a call that has ended: then nothing is found to be due.
     deadline: Option<Instant>,
@@ -162,6 +164,7 @@ impl<S: Service> Conversation<S> {
             waiting: FuturesUnordered::new(),
             spare: Vec::new(),
             watching: Vec::new(),
+            is_stopping: false,
             greeting_due: now + profile.handshake,
             deadline: None,
             held_bytes: 0,
@@ -194,6 +197,12 @@ impl<S: Service> Conversation<S> {
                 Event::GoAway { .. } => unreachable!("a server is not told"),
             }
         }
+    }
+
+    /// Opens no more streams, and ends those that would never end by themselves.
+    pub fn begin_drain(&mut self) {
+        self.is_stopping = true;
+        self.connection.begin_drain();
     }
 
     /// Polls the calls that were woken, and what is watched.
@@ -497,6 +506,10 @@ impl<S: Service> Conversation<S> {
                 }
                 Poll::Ready(None) => {
                     self.connection.end_ok(key);
+                    return Poll::Ready(());
+                }
+                Poll::Pending if self.is_stopping => {
+                    self.fail(key, &Status::new(Code::Unavailable, "the server is stopping"));
                     return Poll::Ready(());
                 }
                 Poll::Pending => return Poll::Pending,
