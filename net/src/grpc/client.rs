@@ -55,9 +55,12 @@ const CONNECT_MAX: Duration = Duration::from_secs(1);
 const REST_MIN: Duration = Duration::from_millis(20);
 const REST_MAX: Duration = Duration::from_secs(1);
 
-/// With calls open and no byte from the peer for this long, it is asked for a sign of life; after as long again it
-/// counts as gone.
+/// With calls open and no byte from the peer for this long, it is asked for a sign of life.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// A peer that gives no sign of life for this long after it was asked counts as gone. Longer than a machine with more to
+/// do than it can is seen to stand still.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// A connection to one address, for the calls of one core. A clone is another handle of the same one; with the last
 /// of them the connection ends.
@@ -365,6 +368,7 @@ struct Link {
     number: u64,
     connection: Connection<Rc<RefCell<Slot>>>,
     socket: Socket,
+    /// When the peer was last heard, or when it was asked.
     heard: Instant,
     pinged: bool,
     deadline: Option<Instant>,
@@ -596,7 +600,7 @@ impl Link {
         if self.socket.stalls_at(limits.profile.write_stall).is_some_and(|at| at <= now) {
             return Err(Lost("the peer reads nothing".to_owned()));
         }
-        if self.connection.stream_count() > 0 && now >= self.heard + SILENCE_MAX {
+        if self.connection.stream_count() > 0 && now >= self.silent_until() {
             if self.pinged {
                 return Err(Lost("the peer gives no sign of life".to_owned()));
             }
@@ -621,8 +625,13 @@ impl Link {
         Ok(())
     }
 
+    /// How long the peer may say nothing.
+    fn silent_until(&self) -> Instant {
+        self.heard + if self.pinged { ANSWER_MAX } else { SILENCE_MAX }
+    }
+
     fn due(&self, limits: &ChannelLimits) -> Option<Instant> {
-        let silence = (self.connection.stream_count() > 0).then(|| self.heard + SILENCE_MAX);
+        let silence = (self.connection.stream_count() > 0).then(|| self.silent_until());
         [self.deadline, silence, self.socket.stalls_at(limits.profile.write_stall)].into_iter().flatten().min()
     }
 

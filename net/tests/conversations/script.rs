@@ -111,7 +111,10 @@ impl Drop for Wait {
 
 /// Bytes that tell where they stood.
 pub(crate) fn pattern(size: usize) -> Bytes {
-    (0..size).map(|index| (index * 31 + size) as u8).collect()
+    let block: Vec<u8> = (0..251).map(|index| (index * 31 + size) as u8).collect();
+    let mut bytes = block.repeat(size / block.len() + 1);
+    bytes.truncate(size);
+    bytes.into()
 }
 
 /// A server to talk to, and what it has said.

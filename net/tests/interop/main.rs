@@ -38,8 +38,12 @@ use self::{
 /// Around every boundary there is: nothing, frames, what is copied, windows, the largest value.
 const SIZES: [usize; 10] = [0, 1, 16_378, (16 << 10) - 1, 16 << 10, (16 << 10) + 1, 65_535, 1 << 20, 5 << 20, 100];
 
+/// Bytes that tell how many they are. Made by copying: a peer that waits for the end of a slow loop is not the matter.
 fn value(size: usize) -> Bytes {
-    (0..size).map(|index| (index * 31 + size) as u8).collect()
+    let block: Vec<u8> = (0..251).map(|index| (index * 31 + size) as u8).collect();
+    let mut value = block.repeat(size / block.len() + 1);
+    value.truncate(size);
+    value.into()
 }
 
 async fn get(channel: &Channel, bucket: &str, key: &str) -> Result<GetResponse, CallError> {
