@@ -630,7 +630,13 @@ impl std::error::Error for PlaceError {}
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering::Relaxed},
+        time::Duration,
+    };
+
+    use milena_proto::key::Key;
+    use milena_storage::{Entry, Found, Operation, Timestamp};
 
     use super::*;
     use crate::members::{LEASE, LEASE_MARGIN};
@@ -892,5 +898,90 @@ mod tests {
             let error = Document::parse(golden.replace(from, to).as_bytes()).unwrap_err().to_string();
             assert!(error.starts_with(reason), "{error}");
         }
+    }
+
+    /// A directory that loses the answers of as many writes as it is told to, after it has done them.
+    #[derive(Debug)]
+    struct Forgetful {
+        inner: Arc<dyn Store>,
+        losses: AtomicUsize,
+    }
+
+    impl Store for Forgetful {
+        fn get(
+            &self,
+            key: &Key,
+            known: Option<&Version>,
+            now: Timestamp,
+            by: &mut object::Asker,
+        ) -> Result<Found, Error> {
+            self.inner.get(key, known, now, by)
+        }
+
+        fn put(
+            &self,
+            key: &Key,
+            value: &Bytes,
+            expires: Option<Timestamp>,
+            condition: &Condition,
+            by: &mut object::Asker,
+        ) -> Result<Version, Error> {
+            self.inner.put(key, value, expires, condition, by)
+        }
+
+        fn delete(&self, key: &Key, condition: &Condition, by: &mut object::Asker) -> Result<(), Error> {
+            self.inner.delete(key, condition, by)
+        }
+
+        fn get_document(&self, name: &str, by: &mut object::Asker) -> Result<Option<Entry>, Error> {
+            self.inner.get_document(name, by)
+        }
+
+        fn put_document(
+            &self,
+            name: &str,
+            value: &Bytes,
+            condition: &Condition,
+            by: &mut object::Asker,
+        ) -> Result<Version, Error> {
+            let version = self.inner.put_document(name, value, condition, by)?;
+            if self.losses.load(Relaxed) == 0 {
+                return Ok(version);
+            }
+            self.losses.fetch_sub(1, Relaxed);
+            Err(Operation::Put.failed(Cause::OutcomeUnknown("the answer was lost".into())))
+        }
+
+        fn probe(&self, by: &mut object::Asker) -> Result<object::Abilities, Error> {
+            self.inner.probe(by)
+        }
+    }
+
+    #[test]
+    fn a_write_whose_answer_was_lost_is_known_as_our_own_and_a_strangers_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = StoreConfig::Directory(dir.path().to_owned());
+        let (mut place, found) = Place::open(&config).unwrap();
+        assert_eq!(found, None);
+        let forgetful = Arc::new(Forgetful { inner: Arc::clone(&place.store), losses: AtomicUsize::new(0) });
+        place.store = Arc::clone(&forgetful) as Arc<dyn Store>;
+        let mut members = Members::new();
+        let mut next = |name| {
+            members.join(node(name), Instant::now()).unwrap();
+            Document::of(&members.view())
+        };
+
+        forgetful.losses.store(2, Relaxed);
+        let first = next("a");
+        assert!(matches!(place.write(&first), Err(Unwritten::Failed(_))));
+        assert!(matches!(place.write(&next("b")), Err(Unwritten::Failed(_))), "lost again, after it was known as ours");
+        let third = next("c");
+        assert_eq!(place.write(&third), Ok(()));
+        assert_eq!(place.write(&third), Ok(()));
+
+        let (mut stranger, found) = Place::open(&config).unwrap();
+        assert_eq!(found, Some(third));
+        assert!(matches!(place.write(&next("d")), Err(Unwritten::Deposed(_))));
+        assert_eq!(stranger.write(&next("e")), Ok(()));
     }
 }

@@ -18,7 +18,8 @@
 //! grows by such a slot, its rejects move as well.)
 //!
 //! **Who may be whom.** A node is its id, an address belongs to one living member at a time:
-//! - The same id with a higher incarnation has restarted, and takes its slot over at once, wherever it is now. With a lower
+//! - The same id with a higher incarnation has restarted, and takes its slot over at once, wherever it is now. That is a
+//!   change also when it is where it was: routers may call it again. With a lower
 //!   one, or the same one at another address, it is a second process with a copied id: refused while the lease runs.
 //! - Another id at the address of a living node is refused until that node's lease has ended. Then it gets the slot: it stands
 //!   where the keys were, and the old id cannot come back there.
@@ -239,15 +240,6 @@ impl Member {
     #[must_use]
     pub fn core_count(&self) -> usize {
         self.shard_addresses.len().max(1)
-    }
-
-    /// Whether routers and clients would act alike on both. The incarnation is between the node and us.
-    fn looks_like(&self, other: &Self) -> bool {
-        self.node_id == other.node_id
-            && self.address == other.address
-            && self.shard_addresses == other.shard_addresses
-            && self.weight == other.weight
-            && self.zone == other.zone
     }
 
     /// Whether both are the same node, maybe changed.
@@ -486,11 +478,8 @@ impl Members {
         if let Some(lease) = known.lease(now) {
             known.slot.member.may_be_followed_by(&member, lease)?;
         }
-        if known.slot.state != State::Dead && known.slot.member.looks_like(&member) {
+        if known.slot.state != State::Dead && *known.slot.member == member {
             known.renewed = now;
-            if known.slot.member.incarnation != member.incarnation {
-                known.slot.member = Arc::new(member);
-            }
             return Ok(known.changed_epoch);
         }
         self.refuse_conflict(&member, Some(index), now)?;
@@ -847,10 +836,11 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_in_place_is_no_change() {
+    fn a_restart_in_place_is_told_and_breaks_no_tenure() {
         let mut table = table().with(&["a"]);
         table.join(Member { incarnation: 2, ..node("a") }).unwrap();
-        assert_eq!(table.members.epoch(), 1);
+        let view = table.members.view();
+        assert_eq!((view.epoch(), view.slots()[0].as_ref().unwrap().since_epoch), (2, 1));
         assert!(matches!(table.join(node("a")), Err(Refusal::Superseded { .. })));
     }
 

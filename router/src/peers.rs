@@ -140,7 +140,7 @@ impl Peers {
 
     /// Follows the table: what is known of a node is kept while it stays where it is and does not die.
     ///
-    /// A node that returns begins with a closed breaker: it has just joined, so it is there.
+    /// A node that returns, or has restarted, begins with a closed breaker: it has just joined, so it is there.
     pub fn follow(&mut self, view: &View) {
         self.generation += 1;
         let generation = self.generation;
@@ -298,6 +298,7 @@ impl Peer {
     /// Whether this is the same process at the same place, as far as calls are concerned.
     fn is_still(&self, member: &Member) -> bool {
         self.member.node_id == member.node_id
+            && self.member.incarnation == member.incarnation
             && self.member.address == member.address
             && self.member.shard_addresses == member.shard_addresses
     }
@@ -324,12 +325,16 @@ mod tests {
 
     impl Cluster {
         fn join(&mut self, index: usize) {
+            self.join_as(index, 1);
+        }
+
+        fn join_as(&mut self, index: usize, incarnation: u64) {
             let member = Member {
                 node_id: format!("n{index}"),
                 address: format!("http://n{index}:1"),
                 shard_addresses: Vec::new(),
                 weight: u32::MAX,
-                incarnation: 1,
+                incarnation,
                 zone: String::new(),
             };
             self.members.join(member, self.now).unwrap();
@@ -420,6 +425,14 @@ mod tests {
         assert_eq!(cluster.call(0, Ending::Answered), Ok(false));
         assert!(cluster.peers.end(old_call, Ending::Broken, cluster.now).is_none());
         assert_eq!(cluster.peers.inflight(), 0);
+    }
+
+    #[test]
+    fn a_node_that_has_restarted_is_called_again_at_once() {
+        let mut cluster = cluster(3);
+        cluster.break_open(0);
+        cluster.join_as(0, 2);
+        assert_eq!(cluster.call(0, Ending::Answered), Ok(false));
     }
 
     #[test]
