@@ -112,7 +112,7 @@ pub struct Config {
     /// Names of objects (plain): plain = PREFIX BUCKET/KEY; md5 = as the predecessor wrote them.
     #[arg(long, env, value_name = "plain|md5")]
     pub s3_key_layout: Option<String>,
-    /// How a bucket is addressed (auto): path = http://host/bucket, virtual-host = http://bucket.host.
+    /// How a bucket is addressed (auto): path = host/bucket, virtual-host = bucket.host.
     #[arg(long, env, value_name = "auto|path|virtual-host")]
     pub s3_addressing: Option<String>,
     /// Reads of the store that may be under way at once (64).
