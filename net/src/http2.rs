@@ -15,6 +15,7 @@
 
 mod flow;
 pub mod limits;
+mod shape;
 mod streams;
 mod wire;
 
@@ -31,10 +32,13 @@ use futures::Stream as _;
 pub use h2::Reason;
 use h2::{
     Codec,
-    frame::{self, Frame, Kind, Pseudo, StreamId},
+    frame::{self, Frame, Pseudo, StreamId},
     proto,
 };
-use http::{HeaderMap, StatusCode, header::CONTENT_LENGTH};
+use http::{
+    HeaderMap, HeaderValue, StatusCode,
+    header::{CONTENT_LENGTH, HOST},
+};
 
 use self::{
     flow::{Overflow, ReceiveWindow, SendWindow},
@@ -53,6 +57,9 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The window that everybody starts with, for streams and for the connection (section 6.9.2).
 const WINDOW_BYTES_INITIAL: u32 = 65_535;
 
+/// What we remember of the headers we send, in bytes, however much the peer would (section 6.5.2).
+const HEADER_TABLE_BYTES_MAX: u32 = 4096;
+
 /// `:status: 200`, `content-type: application/grpc`, as literals that leave both tables of headers alone (RFC 7541,
 /// sections 6.1 and 6.2.2). Only for speed: the codec would say the same with two allocations.
 const OK_HEAD_BLOCK: &[u8] = b"\x88\x0f\x10\x10application/grpc";
@@ -63,7 +70,14 @@ const OK_TRAILERS_BLOCK: &[u8] = b"\x00\x0bgrpc-status\x010";
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const PRIORITY: u8 = 2;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PUSH_PROMISE: u8 = 5;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
+const ACK: u8 = 0x1;
 const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
@@ -161,7 +175,7 @@ pub struct Connection<T> {
     preface_left: &'static [u8],
     has_settings: bool,
     /// The stream of a header block that CONTINUATION frames must finish (section 6.10).
-    open_block: bool,
+    open_block: Option<u32>,
     streams: Streams<T>,
     receive: ReceiveWindow,
     send: SendWindow,
@@ -205,7 +219,7 @@ impl<T> Connection<T> {
             inbound: BytesMut::new(),
             preface_left: if role == Role::Server { PREFACE } else { b"" },
             has_settings: false,
-            open_block: false,
+            open_block: None,
             streams: Streams::new(),
             receive: ReceiveWindow::new(profile.connection_window_bytes),
             send: SendWindow::new(WINDOW_BYTES_INITIAL),
@@ -313,15 +327,16 @@ impl<T> Connection<T> {
     fn frame(&mut self, frame: BytesMut, now: Instant) -> Handled {
         let (kind, flags) = (frame[3], frame[4]);
         let id = u32::from_be_bytes([frame[5], frame[6], frame[7], frame[8]]) & 0x7fff_ffff;
-        if !self.has_settings && (kind != Kind::Settings as u8 || flags & 1 != 0) {
+        if !self.has_settings && (kind != SETTINGS || flags & ACK != 0) {
             return Err(Fault::Connection(Reason::PROTOCOL_ERROR)); // Section 3.4: SETTINGS come first.
         }
-        if self.open_block && kind != CONTINUATION {
+        if self.open_block != (kind == CONTINUATION).then_some(id) {
             return Err(Fault::Connection(Reason::PROTOCOL_ERROR));
         }
+        shape::check(kind, flags, id, &frame[frame::HEADER_LEN..]).map_err(Fault::Connection)?;
         match kind {
             DATA => return self.data(id, flags, frame.freeze().slice(frame::HEADER_LEN..), now),
-            HEADERS | CONTINUATION => self.open_block = flags & END_HEADERS == 0,
+            HEADERS | CONTINUATION => self.open_block = (flags & END_HEADERS == 0).then_some(id),
             _ if kind > CONTINUATION => return self.count_idle_frame(now).map(|()| None),
             _ => {}
         }
@@ -357,15 +372,14 @@ impl<T> Connection<T> {
                 Ok(None)
             }
             Frame::Priority(_) => self.count_idle_frame(now).map(|()| None), // Deprecated, section 5.3.2.
-            Frame::PushPromise(_) => Err(Fault::Connection(Reason::PROTOCOL_ERROR)), // We have forbidden it.
-            Frame::Data(_) => unreachable!("DATA does not pass through the codec"),
+            Frame::PushPromise(_) | Frame::Data(_) => unreachable!("neither passes through the codec"),
         }
     }
 
     // ---- frames of streams ----
 
     fn data(&mut self, id: u32, flags: u8, mut payload: Bytes, now: Instant) -> Handled {
-        if id == 0 || self.streams.is_idle(id) || !self.is_ours_or_theirs(id) {
+        if self.streams.is_idle(id) {
             return Err(Fault::Connection(Reason::PROTOCOL_ERROR));
         }
         let flow_bytes = payload.len();
@@ -374,15 +388,17 @@ impl<T> Connection<T> {
             self.put_frame(frame::WindowUpdate::new(StreamId::ZERO, update).into());
         }
         let is_end = flags & END_STREAM != 0;
-        if flow_bytes == 0 && !is_end {
-            self.count_idle_frame(now)?;
-        }
         if flags & PADDED != 0 {
             let padding_bytes = if payload.has_remaining() { usize::from(payload.get_u8()) } else { usize::MAX };
             if padding_bytes > payload.len() {
                 return Err(Fault::Connection(Reason::PROTOCOL_ERROR)); // Section 6.1.
             }
             payload.truncate(payload.len() - padding_bytes);
+        }
+        if !payload.is_empty() {
+            self.idle_frames.earn();
+        } else if !is_end {
+            self.count_idle_frame(now)?;
         }
         let Some(key) = self.streams.key(id) else {
             // Frames that crossed with our reset are no fault; on a stream that has ended they are (section 5.1).
@@ -418,9 +434,13 @@ impl<T> Connection<T> {
         }
         let Some(key) = self.streams.key(id) else {
             if !self.streams.is_idle(id) {
-                // Section 5.1: on a stream that ended by itself, HEADERS are a fault of the connection.
-                let was_reset = self.streams.was_reset(id);
-                return if was_reset { Ok(None) } else { Err(Fault::Connection(Reason::STREAM_CLOSED)) };
+                return match id {
+                    _ if self.streams.was_reset(id) => Ok(None),
+                    // Section 5.1.1: numbers only grow.
+                    _ if self.streams.was_passed_over(id) => Err(Fault::Connection(Reason::PROTOCOL_ERROR)),
+                    // Section 5.1: on a stream that ended by itself, HEADERS are a fault of the connection.
+                    _ => Err(Fault::Connection(Reason::STREAM_CLOSED)),
+                };
             }
             return match self.role {
                 Role::Server => self.request(headers),
@@ -438,7 +458,7 @@ impl<T> Connection<T> {
         let is_over_size = headers.is_over_size();
         let (pseudo, fields) = headers.into_parts();
         let is_short = stream.due_bytes.is_some_and(|due| due > 0);
-        if !is_end || is_short || is_over_size || pseudo != Pseudo::default() {
+        if !is_end || is_short || is_over_size || pseudo != Pseudo::default() || !are_values_legal(&fields) {
             return Err(Fault::Stream(id, Reason::PROTOCOL_ERROR)); // Section 8.1: trailers end a message.
         }
         stream.is_remote_done = true;
@@ -454,23 +474,26 @@ impl<T> Connection<T> {
         let is_legal = pseudo.method.is_some()
             && pseudo.scheme.is_some()
             && pseudo.path.as_ref().is_some_and(|path| !path.is_empty())
-            && pseudo.status.is_none();
+            && pseudo.status.is_none()
+            && is_host_legal(pseudo.authority.as_deref(), &fields)
+            && are_values_legal(&fields);
         if !is_legal && !is_over_size {
-            self.streams.highest_id = id;
+            self.streams.pass_to(id);
             return Err(Fault::Stream(id, Reason::PROTOCOL_ERROR));
         }
         let due_bytes = due_bytes(&fields).map_err(|()| {
-            self.streams.highest_id = id;
+            self.streams.pass_to(id);
             Fault::Stream(id, Reason::PROTOCOL_ERROR)
         })?;
         if is_end && due_bytes.is_some_and(|due| due > 0) {
-            self.streams.highest_id = id;
+            self.streams.pass_to(id);
             return Err(Fault::Stream(id, Reason::PROTOCOL_ERROR));
         }
         if self.streams.len() >= self.profile.streams_max as usize || self.drain == Drain::Named {
-            self.streams.highest_id = id;
+            self.streams.pass_to(id);
             return Err(Fault::Stream(id, Reason::REFUSED_STREAM));
         }
+        self.idle_frames.earn();
         let key = self.streams.insert(Stream {
             id,
             receive: ReceiveWindow::new(self.profile.stream_window_bytes),
@@ -493,11 +516,13 @@ impl<T> Connection<T> {
         let is_over_size = headers.is_over_size();
         let (pseudo, fields) = headers.into_parts();
         let malformed = Fault::Stream(key.id, Reason::PROTOCOL_ERROR);
-        let Some(status) = pseudo.status.filter(|_| !is_over_size) else { return Err(malformed) };
+        let is_legal = !is_over_size && are_values_legal(&fields);
+        let Some(status) = pseudo.status.filter(|_| is_legal) else { return Err(malformed) };
         if status.is_informational() {
             return if is_end { Err(malformed) } else { Ok(None) };
         }
         let due_bytes = due_bytes(&fields).map_err(|()| Fault::Stream(key.id, Reason::PROTOCOL_ERROR))?;
+        self.idle_frames.earn();
         let stream = self.streams.get_mut(key).expect("the caller has found it");
         stream.has_head = true;
         stream.due_bytes = due_bytes;
@@ -547,7 +572,7 @@ impl<T> Connection<T> {
             return Err(Fault::Connection(Reason::PROTOCOL_ERROR)); // Section 6.5.2.
         }
         if let Some(bytes) = settings.header_table_size() {
-            self.codec.set_send_header_table_size(bytes as usize);
+            self.codec.set_send_header_table_size(bytes.min(HEADER_TABLE_BYTES_MAX) as usize);
         }
         if let Some(bytes) = settings.max_frame_size() {
             self.codec.set_max_send_frame_size(bytes as usize);
@@ -566,11 +591,13 @@ impl<T> Connection<T> {
             }
         }
         self.put_frame(frame::Settings::ack().into());
-        let waiting: Vec<_> = self.streams.keys().collect();
-        for key in waiting {
-            self.queue(key);
+        if settings.initial_window_size().is_some() {
+            let waiting: Vec<_> = self.streams.keys().collect();
+            for key in waiting {
+                self.queue(key);
+            }
+            self.pump();
         }
-        self.pump();
         Ok(())
     }
 
@@ -722,6 +749,7 @@ impl<T> Connection<T> {
         if fits && stream.backlog.parts.is_empty() && outbox_bytes < OUTBOX_BYTES_MAX {
             stream.send.sent(bytes);
             self.send.sent(bytes);
+            self.idle_frames.earn();
             self.put_head(DATA, if is_last { END_STREAM } else { 0 }, key.id, bytes);
             self.outbox().put(head);
             self.outbox().put_bytes(rest);
@@ -868,6 +896,7 @@ impl<T> Connection<T> {
             stream.send.sent(bytes);
             let ending = if stream.backlog.parts.is_empty() { stream.backlog.ending.take() } else { None };
             self.send.sent(bytes);
+            self.idle_frames.earn();
             let flags = if matches!(ending, Some(Ending::Data)) { END_STREAM } else { 0 };
             self.put_head(DATA, flags, key.id, bytes);
             self.outbox().put_bytes(part_now);
@@ -947,13 +976,14 @@ impl<T> Connection<T> {
             self.fail(reason);
             return None;
         }
-        // Resets that the peer makes us send are as good as its own (CVE-2025-8671, MadeYouReset).
-        if !self.resets.take(now) {
+        // Resets that the peer makes us send are as good as its own (CVE-2025-8671, MadeYouReset); but one stream too
+        // many is no fault of a peer that has not seen our settings yet.
+        if reason != Reason::REFUSED_STREAM && !self.resets.take(now) {
             self.fail(Reason::ENHANCE_YOUR_CALM);
             return None;
         }
         if self.role == Role::Server && self.streams.is_idle(id) {
-            self.streams.highest_id = id; // A header block that was malformed opened and closed it.
+            self.streams.pass_to(id); // A header block that was malformed opened and closed it.
         }
         let event = self.streams.key(id).and_then(|key| self.drop_stream(key, reason, false));
         self.streams.remember_reset(id);
@@ -1000,6 +1030,20 @@ impl<T> Connection<T> {
 impl<T> fmt::Debug for Connection<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Connection({:?}, {} streams, fault {:?})", self.role, self.streams.len(), self.fault)
+    }
+}
+
+/// Section 8.2.1: no space around a value. The codec has checked everything else.
+fn are_values_legal(fields: &HeaderMap) -> bool {
+    let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    fields.values().map(HeaderValue::as_bytes).all(|value| !is_space(value.first()) && !is_space(value.last()))
+}
+
+/// Section 8.3.1: a Host that names another authority makes the request malformed.
+fn is_host_legal(authority: Option<&str>, fields: &HeaderMap) -> bool {
+    match (authority, fields.get(HOST)) {
+        (Some(authority), Some(host)) => host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()),
+        _ => true,
     }
 }
 

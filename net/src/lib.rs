@@ -9,4 +9,5 @@ pub mod metrics;
 pub mod ops;
 pub mod shutdown;
 pub mod stream;
+pub mod task;
 pub mod tcp;

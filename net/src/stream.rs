@@ -3,8 +3,9 @@
 
 use std::{
     cell::RefCell,
-    future::Future as _,
+    future::{Future as _, poll_fn},
     io::{self, IoSlice},
+    net::Shutdown,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -24,6 +25,9 @@ pub(crate) const TURN_BYTES_MAX: usize = 128 << 10;
 
 /// Slices in one gathered write; Linux allows 1,024 (`IOV_MAX`), more than a few save nothing.
 const SLICES_MAX: usize = 16;
+
+/// How long a peer may take to close a connection on which everything is said.
+const FAREWELL_MAX: Duration = Duration::from_millis(500);
 
 /// The buffer that the connections of a core read into, one after the other: a silent connection holds none.
 #[derive(Debug, Clone)]
@@ -116,6 +120,31 @@ impl Socket {
     /// When the peer will have taken nothing for `write_stall`, if something waits.
     pub(crate) fn stalls_at(&self, write_stall: Duration) -> Option<Instant> {
         self.stalled_since.map(|since| since + write_stall)
+    }
+
+    /// Says that nothing more will come, and takes what the peer still sends until it has gone too, or for
+    /// [`FAREWELL_MAX`].
+    ///
+    /// Who closes a socket with bytes unread in it resets the connection, and what was said last is lost on its way.
+    pub(crate) async fn farewell(mut self) {
+        if self.stream.shutdown(Shutdown::Write).await.is_err() {
+            return;
+        }
+        let mut patience = Timer::new(FAREWELL_MAX);
+        poll_fn(|cx| {
+            if Pin::new(&mut patience).poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            match self.read(cx, |_| true) {
+                Ok(Read::Drained) => Poll::Pending,
+                Ok(Read::More) => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                Err(PeerGone) => Poll::Ready(()),
+            }
+        })
+        .await;
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, outbox: &mut Outbox) -> Poll<io::Result<()>> {

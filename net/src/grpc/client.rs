@@ -55,9 +55,12 @@ const CONNECT_MAX: Duration = Duration::from_secs(1);
 const REST_MIN: Duration = Duration::from_millis(20);
 const REST_MAX: Duration = Duration::from_secs(1);
 
-/// With calls open and no byte from the peer for this long, it is asked for a sign of life; after as long again it
-/// counts as gone.
+/// With calls open and no byte from the peer for this long, it is asked for a sign of life.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// A peer that gives no sign of life for this long after it was asked counts as gone. Longer than a machine with more to
+/// do than it can is seen to stand still.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// A connection to one address, for the calls of one core. A clone is another handle of the same one; with the last
 /// of them the connection ends.
@@ -132,6 +135,7 @@ impl Channel {
             .ok_or_else(|| AddressError::Malformed(address.to_owned()))?;
         let shared = Rc::new(RefCell::new(Shared {
             queue: VecDeque::new(),
+            queue_due: None,
             cancelled: Vec::new(),
             waker: None,
             is_closing: false,
@@ -145,6 +149,8 @@ impl Channel {
             limits,
             buffer: buffer.clone(),
             phase: Phase::Idle,
+            leaving: Vec::new(),
+            link_count: 0,
             rest: REST_MIN,
             alarm: Alarm::default(),
         };
@@ -172,6 +178,7 @@ impl Channel {
             slot.borrow_mut().stage = Stage::Ended(Err(CallError { status, done: Done::No }));
         } else {
             shared.queue.push_back(slot.clone());
+            shared.queue_due = Some(shared.queue_due.map_or(deadline, |due| due.min(deadline)));
             shared.wake();
         }
         drop(shared);
@@ -228,9 +235,9 @@ impl Future for Call {
 impl Drop for Call {
     fn drop(&mut self) {
         let stage = std::mem::replace(&mut self.slot.borrow_mut().stage, Stage::Taken);
-        if let Stage::Sent(key) = stage {
+        if let Stage::Sent(number, key) = stage {
             let mut shared = self.shared.borrow_mut();
-            shared.cancelled.push(key);
+            shared.cancelled.push((number, key));
             shared.wake();
         }
     }
@@ -245,8 +252,10 @@ impl fmt::Debug for Call {
 /// What callers and the channel's task share.
 struct Shared {
     queue: VecDeque<Rc<RefCell<Slot>>>,
-    /// Streams whose callers have gone.
-    cancelled: Vec<StreamKey>,
+    /// No call that waits has an earlier deadline.
+    queue_due: Option<Instant>,
+    /// Connections and streams whose callers have gone.
+    cancelled: Vec<(u64, StreamKey)>,
     waker: Option<Waker>,
     is_closing: bool,
 }
@@ -256,6 +265,25 @@ impl Shared {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+
+    fn expire_queued(&mut self, now: Instant) {
+        if self.queue_due.is_none_or(|due| due > now) {
+            return;
+        }
+        self.queue_due = None;
+        let Self { queue, queue_due, .. } = self;
+        queue.retain(|slot| {
+            let mut slot = slot.borrow_mut();
+            if slot.deadline <= now {
+                slot.fail(Code::DeadlineExceeded, "the deadline passed before the call was sent", Done::No);
+            }
+            let is_waiting = matches!(slot.stage, Stage::Queued);
+            if is_waiting {
+                *queue_due = Some(queue_due.map_or(slot.deadline, |due| due.min(slot.deadline)));
+            }
+            is_waiting
+        });
     }
 }
 
@@ -284,7 +312,8 @@ struct Slot {
 
 enum Stage {
     Queued,
-    Sent(StreamKey),
+    /// On this connection, as this stream.
+    Sent(u64, StreamKey),
     Ended(Result<Response, CallError>),
     /// The caller has its answer, or has gone.
     Taken,
@@ -316,6 +345,10 @@ struct Task {
     limits: ChannelLimits,
     buffer: ReadBuffer,
     phase: Phase,
+    /// Connections that take no more calls; each ends with the last of those it has.
+    leaving: Vec<Link>,
+    /// How many connections there have been.
+    link_count: u64,
     rest: Duration,
     alarm: Alarm,
 }
@@ -331,11 +364,16 @@ enum Phase {
 
 /// A connection that is open.
 struct Link {
+    /// No two connections of a channel have the same.
+    number: u64,
     connection: Connection<Rc<RefCell<Slot>>>,
     socket: Socket,
+    /// When the peer was last heard, or when it was asked.
     heard: Instant,
     pinged: bool,
     deadline: Option<Instant>,
+    /// The peer has answered a call: it is a server, and it works.
+    has_answered: bool,
 }
 
 impl Task {
@@ -346,16 +384,26 @@ impl Task {
     /// Ready when nobody has a handle any more and all is said.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let now = Instant::now();
+        self.shared.borrow_mut().waker = Some(cx.waker().clone());
+        if self.shared.borrow().is_closing {
+            return Poll::Ready(());
+        }
+        self.shared.borrow_mut().expire_queued(now);
+        self.cancel();
+        let leaving_due = self.turn_leaving(now, cx);
+        let phase_due = self.turn_phase(now, cx);
+        let queue_due = self.shared.borrow().queue_due;
+        self.alarm.set([leaving_due, phase_due, queue_due].into_iter().flatten().min(), now, cx);
+        Poll::Pending
+    }
+
+    /// Goes from phase to phase until one has to wait; answers until when.
+    fn turn_phase(&mut self, now: Instant, cx: &mut Context<'_>) -> Option<Instant> {
         loop {
-            self.shared.borrow_mut().waker = Some(cx.waker().clone());
-            if self.shared.borrow().is_closing {
-                return Poll::Ready(());
-            }
-            self.expire_queued(now);
             match &mut self.phase {
                 Phase::Idle => {
                     if self.shared.borrow().queue.is_empty() {
-                        return Poll::Pending;
+                        return None;
                     }
                     self.phase = Phase::Connecting(connect(self.host.clone(), self.port));
                 }
@@ -363,41 +411,76 @@ impl Task {
                     if *until > now {
                         let text = format!("{}: {why}", self.address);
                         fail_all(self.shared.borrow_mut().queue.drain(..), &text, Done::No);
-                        return Poll::Pending;
+                        return None; // The next call comes to see whether it is over.
                     }
                     self.phase = Phase::Idle;
                 }
                 Phase::Connecting(connecting) => match connecting.as_mut().poll(cx) {
-                    Poll::Pending => {
-                        let due = self.shared.borrow().queue.iter().map(|slot| slot.borrow().deadline).min();
-                        self.alarm.set(due, now, cx);
-                        return Poll::Pending;
-                    }
+                    Poll::Pending => return None,
                     Poll::Ready(Ok(stream)) => {
                         let socket = Socket::new(stream, self.buffer.clone());
-                        let connection = Connection::new(Role::Client, self.limits.profile);
-                        let link = Link { connection, socket, heard: now, pinged: false, deadline: None };
+                        self.link_count += 1;
+                        let link = Link::new(self.link_count, self.limits.profile, socket, now);
                         self.phase = Phase::Open(Box::new(link));
                     }
                     Poll::Ready(Err(error)) => self.rest(now, error.to_string()),
                 },
-                Phase::Open(link) => match link.turn(&self.shared, &self.authority, &self.limits, now, cx) {
-                    Ok(due) => {
-                        if link.connection.is_greeted() {
+                Phase::Open(link) => match link.turn(Some((&self.shared, &self.authority)), &self.limits, now, cx) {
+                    Ok(due) if link.connection.takes_streams() => {
+                        if link.has_answered {
                             self.rest = REST_MIN;
                         }
-                        self.alarm.set(due, now, cx);
-                        return Poll::Pending;
+                        return due;
+                    }
+                    Ok(_) => {
+                        self.part(now, "the peer takes no more calls".to_owned());
+                        cx.waker().wake_by_ref(); // It has its own turns from now on.
                     }
                     Err(Lost(why)) => {
                         link.fail_open_calls(&format!("{}: {why}", self.address));
-                        if link.connection.is_greeted() {
-                            self.phase = Phase::Idle; // It was a peer; the next call may find it again.
-                        } else {
-                            self.rest(now, why);
-                        }
+                        self.part(now, why);
                     }
                 },
+            }
+        }
+    }
+
+    /// Has done with the connection that is open, except for the calls that are open on it.
+    ///
+    /// One that has answered calls is replaced as soon as there is another call. One that has not is as bad as none.
+    fn part(&mut self, now: Instant, why: String) {
+        let Phase::Open(link) = std::mem::replace(&mut self.phase, Phase::Idle) else { return };
+        if !link.has_answered {
+            self.rest(now, why);
+        }
+        if link.connection.stream_count() > 0 {
+            self.leaving.push(*link);
+        }
+    }
+
+    /// Gives those connections a turn that take no more calls; answers when the next thing is due.
+    fn turn_leaving(&mut self, now: Instant, cx: &mut Context<'_>) -> Option<Instant> {
+        let Self { leaving, limits, address, .. } = self;
+        let mut earliest: Option<Instant> = None;
+        leaving.retain_mut(|link| match link.turn(None, limits, now, cx) {
+            Ok(due) => {
+                earliest = [earliest, due].into_iter().flatten().min();
+                true
+            }
+            Err(Lost(why)) => {
+                link.fail_open_calls(&format!("{address}: {why}"));
+                false
+            }
+        });
+        earliest
+    }
+
+    /// Tells the peer of the calls whose callers have gone.
+    fn cancel(&mut self) {
+        for (number, key) in std::mem::take(&mut self.shared.borrow_mut().cancelled) {
+            let open = if let Phase::Open(link) = &mut self.phase { Some(&mut **link) } else { None };
+            if let Some(link) = self.leaving.iter_mut().chain(open).find(|link| link.number == number) {
+                link.connection.reset(key, Reason::CANCEL);
             }
         }
     }
@@ -405,16 +488,6 @@ impl Task {
     fn rest(&mut self, now: Instant, why: String) {
         self.phase = Phase::Resting { until: now + self.rest, why };
         self.rest = (self.rest * 2).min(REST_MAX);
-    }
-
-    fn expire_queued(&mut self, now: Instant) {
-        self.shared.borrow_mut().queue.retain(|slot| {
-            let mut slot = slot.borrow_mut();
-            if slot.deadline <= now {
-                slot.fail(Code::DeadlineExceeded, "the deadline passed before the call was sent", Done::No);
-            }
-            matches!(slot.stage, Stage::Queued)
-        });
     }
 }
 
@@ -449,16 +522,21 @@ fn connect(host: String, port: u16) -> Connecting {
 struct Lost(String);
 
 impl Link {
-    /// One turn: read, open, send. Answers when the next thing is due.
+    fn new(number: u64, profile: &'static Profile, socket: Socket, now: Instant) -> Self {
+        let connection = Connection::new(Role::Client, profile);
+        Self { number, connection, socket, heard: now, pinged: false, deadline: None, has_answered: false }
+    }
+
+    /// One turn: read, open, send. Opens the calls that wait in `queue`, if there is one, in the name of its
+    /// authority. Answers when the next thing is due.
     fn turn(
         &mut self,
-        shared: &RefCell<Shared>,
-        authority: &BytesStr,
+        queue: Option<(&RefCell<Shared>, &BytesStr)>,
         limits: &ChannelLimits,
         now: Instant,
         cx: &mut Context<'_>,
     ) -> Result<Option<Instant>, Lost> {
-        let Self { connection, socket, heard, pinged, .. } = self;
+        let Self { connection, socket, heard, pinged, has_answered, .. } = self;
         let is_reading = connection.wants_bytes();
         let mut read = Read::Drained;
         if is_reading {
@@ -467,13 +545,14 @@ impl Link {
                 .read(cx, |bytes| {
                     (*heard, *pinged) = (now, false);
                     connection.receive(bytes);
-                    take_events(connection, limits, now);
+                    *has_answered |= take_events(connection, limits, now);
                     connection.wants_bytes()
                 })
                 .map_err(lost)?;
         }
-        self.cancel(shared);
-        self.open_queued(shared, authority, now);
+        if let Some((shared, authority)) = queue {
+            self.open_queued(shared, authority, now);
+        }
         self.on_time(limits, now)?;
         let lost = |_| Lost("the connection was lost".to_owned());
         self.socket.send(&mut self.connection, now, cx).map_err(lost)?;
@@ -481,17 +560,11 @@ impl Link {
             let why = self.connection.fault().map(|reason| reason.description().to_owned());
             return Err(Lost(why.unwrap_or_else(|| "the peer said goodbye".to_owned())));
         }
+        self.connection.rest();
         if (read == Read::More || !is_reading) && self.connection.wants_bytes() {
             cx.waker().wake_by_ref();
         }
-        self.connection.rest();
         Ok(self.due(limits))
-    }
-
-    fn cancel(&mut self, shared: &RefCell<Shared>) {
-        for key in std::mem::take(&mut shared.borrow_mut().cancelled) {
-            self.connection.reset(key, Reason::CANCEL);
-        }
     }
 
     fn open_queued(&mut self, shared: &RefCell<Shared>, authority: &BytesStr, now: Instant) {
@@ -514,7 +587,7 @@ impl Link {
             let remaining = deadline.saturating_duration_since(now);
             match self.connection.open(pseudo, request_headers(remaining), slot.clone()) {
                 Ok(key) => {
-                    slot.borrow_mut().stage = Stage::Sent(key);
+                    slot.borrow_mut().stage = Stage::Sent(self.number, key);
                     self.connection.send_part(key, &prefix(request.len()), request, true);
                     self.deadline = Some(self.deadline.map_or(deadline, |earliest| earliest.min(deadline)));
                 }
@@ -527,7 +600,7 @@ impl Link {
         if self.socket.stalls_at(limits.profile.write_stall).is_some_and(|at| at <= now) {
             return Err(Lost("the peer reads nothing".to_owned()));
         }
-        if self.connection.stream_count() > 0 && now >= self.heard + SILENCE_MAX {
+        if self.connection.stream_count() > 0 && now >= self.silent_until() {
             if self.pinged {
                 return Err(Lost("the peer gives no sign of life".to_owned()));
             }
@@ -552,8 +625,13 @@ impl Link {
         Ok(())
     }
 
+    /// How long the peer may say nothing.
+    fn silent_until(&self) -> Instant {
+        self.heard + if self.pinged { ANSWER_MAX } else { SILENCE_MAX }
+    }
+
     fn due(&self, limits: &ChannelLimits) -> Option<Instant> {
-        let silence = (self.connection.stream_count() > 0).then(|| self.heard + SILENCE_MAX);
+        let silence = (self.connection.stream_count() > 0).then(|| self.silent_until());
         [self.deadline, silence, self.socket.stalls_at(limits.profile.write_stall)].into_iter().flatten().min()
     }
 
@@ -579,10 +657,13 @@ fn request_headers(remaining: Duration) -> HeaderMap {
     headers
 }
 
-fn take_events(connection: &mut Connection<Rc<RefCell<Slot>>>, limits: &ChannelLimits, now: Instant) {
+/// Answers whether a call was answered, with whatever status.
+fn take_events(connection: &mut Connection<Rc<RefCell<Slot>>>, limits: &ChannelLimits, now: Instant) -> bool {
+    let mut has_answer = false;
     while let Some(event) = connection.next_event(now) {
         match event {
             Event::Head { key, pseudo, fields, is_end } => {
+                has_answer = true;
                 let status = pseudo.status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
                 if is_end {
                     finish(connection, key, status, fields);
@@ -600,6 +681,7 @@ fn take_events(connection: &mut Connection<Rc<RefCell<Slot>>>, limits: &ChannelL
             Event::GoAway { .. } => {} // The streams it refuses come as resets; the connection ends with the others.
         }
     }
+    has_answer
 }
 
 fn on_data(

@@ -216,10 +216,14 @@ impl<S: Service> Server<S> {
             drain_until: None,
             ticket,
         };
-        poll_fn(|cx| shell.poll_turn(&self, cx)).await;
+        let end = poll_fn(|cx| shell.poll_turn(&self, cx)).await;
         let Shell { mut conversation, socket, .. } = shell;
-        drop(socket); // The peer need not wait for what only we still wait for.
         conversation.drop_reads();
+        // First the peer, which need not wait for what only we still wait for.
+        match end {
+            End::AllSaid => socket.farewell().await,
+            End::Cut => drop(socket),
+        }
         poll_fn(|cx| conversation.poll_writes(cx)).await;
         self.connections.borrow_mut().remove(ticket);
         if let Some(waker) = self.idle_waker.borrow_mut().take() {
@@ -270,6 +274,14 @@ impl<S: Service> fmt::Debug for Server<S> {
     }
 }
 
+/// How a connection ends.
+enum End {
+    /// By agreement, or with a GOAWAY that tells why.
+    AllSaid,
+    /// The peer is gone or may go.
+    Cut,
+}
+
 /// A conversation with its socket and its clock.
 struct Shell<S: Service> {
     conversation: Conversation<S>,
@@ -281,14 +293,14 @@ struct Shell<S: Service> {
 
 impl<S: Service> Shell<S> {
     /// One turn: read, answer, send. Ready when the connection is at its end.
-    fn poll_turn(&mut self, server: &Server<S>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_turn(&mut self, server: &Server<S>, cx: &mut Context<'_>) -> Poll<End> {
         let now = Instant::now();
         self.note_waker(server, cx.waker());
         if server.is_ending.get() {
-            return Poll::Ready(());
+            return Poll::Ready(End::Cut);
         }
         if server.is_refusing.get() && self.drain_until.is_none() {
-            self.conversation.connection().begin_drain();
+            self.conversation.begin_drain();
             self.drain_until = Some(now + DRAIN_ANSWER_MAX);
         }
         let Self { conversation, socket, .. } = self;
@@ -301,23 +313,24 @@ impl<S: Service> Shell<S> {
         } else {
             Ok(Read::Drained) // Comes back when the outbox is sent.
         };
-        let Ok(read) = read else { return Poll::Ready(()) };
+        let Ok(read) = read else { return Poll::Ready(End::Cut) };
         conversation.poll_calls(cx);
         if self.on_time(now).is_break() {
-            return Poll::Ready(());
+            return Poll::Ready(End::Cut);
         }
         let connection = self.conversation.connection();
         if self.socket.send(connection, now, cx).is_err() {
-            return Poll::Ready(());
+            return Poll::Ready(End::Cut);
         }
         if connection.is_over() && connection.outbox().is_empty() {
-            return Poll::Ready(());
-        }
-        // What was left unread for a full outbox is read now that the outbox is empty.
-        if (read == Read::More || !is_reading) && connection.wants_bytes() {
-            cx.waker().wake_by_ref(); // After the others of this core.
+            return Poll::Ready(End::AllSaid);
         }
         connection.rest();
+        // What was left unread for a full outbox is read now that the outbox is empty.
+        let is_more_to_read = (read == Read::More || !is_reading) && connection.wants_bytes();
+        if is_more_to_read || self.conversation.can_resume_watch() {
+            cx.waker().wake_by_ref(); // After the others of this core.
+        }
         let due = self.due(now);
         self.alarm.set(due, now, cx);
         Poll::Pending

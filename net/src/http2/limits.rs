@@ -23,7 +23,8 @@ pub struct Profile {
     pub held_bytes_max: usize,
     /// Streams the peer may reset, or make us reset, in a burst (CVE-2023-44487, CVE-2025-8671).
     pub resets: Allowance,
-    /// PING, SETTINGS, PRIORITY, empty DATA and frames nobody knows, in a burst.
+    /// PING, SETTINGS, PRIORITY, empty DATA and frames nobody knows, in a burst. Every frame that carries a call earns
+    /// one more: some clients measure the network with a PING for each answer.
     pub idle_frames: Allowance,
     /// How long a connection may take to say the preface.
     pub handshake: Duration,
@@ -102,6 +103,11 @@ impl Meter {
         let within = self.left > 0;
         self.left = self.left.saturating_sub(1);
         within
+    }
+
+    /// Allows one more, up to the burst.
+    pub(crate) fn earn(&mut self) {
+        self.left = (self.left + 1).min(self.allowance.burst);
     }
 
     fn refill(&mut self, now: Instant) {

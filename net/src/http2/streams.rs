@@ -8,7 +8,7 @@
 //! (RFC 9113, section 5.1, without the states of server push.) A number above the highest one seen is idle, one that
 //! is not in the table is closed.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, ops::Range};
 
 use ahash::AHashMap;
 use bytes::Bytes;
@@ -69,12 +69,20 @@ pub(crate) struct Streams<T> {
     index_by_id: AHashMap<u32, usize>,
     /// The highest number that was ever opened by the side that opens streams here.
     pub(crate) highest_id: u32,
+    /// The numbers that were left out the last time some were.
+    passed_over: Range<u32>,
     reset_ids: VecDeque<u32>,
 }
 
 impl<T> Streams<T> {
     pub(crate) fn new() -> Self {
-        Self { slab: Slab::new(), index_by_id: AHashMap::new(), highest_id: 0, reset_ids: VecDeque::new() }
+        Self {
+            slab: Slab::new(),
+            index_by_id: AHashMap::new(),
+            highest_id: 0,
+            passed_over: 0..0,
+            reset_ids: VecDeque::new(),
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -83,11 +91,25 @@ impl<T> Streams<T> {
 
     pub(crate) fn insert(&mut self, stream: Stream<T>) -> StreamKey {
         let id = stream.id;
-        assert!(id > self.highest_id, "numbers only grow");
-        self.highest_id = id;
+        self.pass_to(id);
         let index = self.slab.insert(stream);
         self.index_by_id.insert(id, index);
         StreamKey { id, index }
+    }
+
+    /// Counts `id` among the numbers that were used.
+    pub(crate) fn pass_to(&mut self, id: u32) {
+        assert!(id > self.highest_id, "numbers only grow");
+        if id > self.highest_id + 2 {
+            self.passed_over = self.highest_id + 1..id;
+        }
+        self.highest_id = id;
+    }
+
+    /// Whether a stream of this number was never opened although one of a higher number was. Only the last gap is
+    /// remembered: it is a matter of naming a fault.
+    pub(crate) fn was_passed_over(&self, id: u32) -> bool {
+        self.passed_over.contains(&id)
     }
 
     pub(crate) fn key(&self, id: u32) -> Option<StreamKey> {
@@ -116,9 +138,9 @@ impl<T> Streams<T> {
         self.slab.iter_mut().map(|(_, stream)| stream)
     }
 
-    /// Whether this number has not been used yet.
+    /// Whether this number has not been used yet. Even ones, which only a server that pushes would use, never are.
     pub(crate) fn is_idle(&self, id: u32) -> bool {
-        id > self.highest_id
+        id > self.highest_id || id.is_multiple_of(2)
     }
 
     /// Remembers that we have reset `id`, so that frames which crossed with the reset are no fault.

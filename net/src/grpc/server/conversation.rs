@@ -58,7 +58,9 @@ pub struct Conversation<S: Service> {
     peer: IpAddr,
     waiting: FuturesUnordered<Waiting<S::Call>>,
     spare: Vec<Reusable<S::Call>>,
-    watching: Vec<StreamKey>,
+    watching: Vec<Watching>,
+    /// Watches end once they have seen the latest value: nobody will be here to change it.
+    is_stopping: bool,
     greeting_due: Instant,
     /// No call's deadline is earlier. It may be the deadline of a call that has ended: then nothing is found to be due.
     deadline: Option<Instant>,
@@ -66,8 +68,8 @@ pub struct Conversation<S: Service> {
     held_bytes: usize,
 }
 
-/// A request that is coming in, or a call under way.
-pub(super) struct Incoming<F> {
+/// A request that is coming in, or a call under way. What is in it is the conversation's own.
+pub struct Incoming<F> {
     path: Path,
     kind: Kind,
     assembler: Assembler,
@@ -88,6 +90,13 @@ enum Kind {
     HealthCheck,
     HealthWatch,
     Reflection,
+}
+
+/// A stream of messages that goes on until its caller has gone.
+struct Watching {
+    key: StreamKey,
+    /// Nobody has asked for the next value, because the stream still has something to send.
+    is_held_up: bool,
 }
 
 /// A call that waits. Its stream and the set of waiting calls both hold it; whoever ends it empties it.
@@ -155,6 +164,7 @@ impl<S: Service> Conversation<S> {
             waiting: FuturesUnordered::new(),
             spare: Vec::new(),
             watching: Vec::new(),
+            is_stopping: false,
             greeting_due: now + profile.handshake,
             deadline: None,
             held_bytes: 0,
@@ -162,7 +172,7 @@ impl<S: Service> Conversation<S> {
     }
 
     /// The connection underneath: its outbox, its end.
-    pub(super) fn connection(&mut self) -> &mut Connection<Incoming<S::Call>> {
+    pub fn connection(&mut self) -> &mut Connection<Incoming<S::Call>> {
         &mut self.connection
     }
 
@@ -187,6 +197,12 @@ impl<S: Service> Conversation<S> {
                 Event::GoAway { .. } => unreachable!("a server is not told"),
             }
         }
+    }
+
+    /// Opens no more streams, and ends those that would never end by themselves.
+    pub fn begin_drain(&mut self) {
+        self.is_stopping = true;
+        self.connection.begin_drain();
     }
 
     /// Polls the calls that were woken, and what is watched.
@@ -306,6 +322,8 @@ impl<S: Service> Conversation<S> {
             match call.assembler.push(&mut data, message_bytes_max) {
                 Ok(Some(message)) if call.kind == Kind::Reflection => self.answer_reflection(key, &message),
                 Ok(Some(_)) if call.message.is_some() => return self.fail(key, &cardinality()),
+                // While the request goes on, a slice would keep the whole read alive for a few bytes.
+                Ok(Some(message)) if !is_end => call.message = Some(Bytes::copy_from_slice(&message)),
                 Ok(Some(message)) => call.message = Some(message),
                 Ok(None) => break,
                 Err(error) => {
@@ -352,8 +370,7 @@ impl<S: Service> Conversation<S> {
         }
         let kind = call.kind;
         if self.connection.backlog_bytes() > self.profile.held_bytes_max {
-            let text = "this connection has too many bytes of answers that it does not read";
-            return self.fail(key, &Status::resource_exhausted(text, PUSHBACK_MS));
+            return self.fail(key, &unread_answers());
         }
         match kind {
             Kind::Call(effect) => self.start(key, effect, message),
@@ -399,11 +416,15 @@ impl<S: Service> Conversation<S> {
     fn reply(&mut self, key: StreamKey, reply: Reply) {
         match reply {
             Reply::Message(message) => {
-                if !self.connection.is_open(key) {
-                    return; // The caller is gone.
+                let backlog_bytes = self.connection.backlog_bytes();
+                let held_bytes_max = self.profile.held_bytes_max;
+                let Some(call) = self.call(key) else { return }; // The caller is gone.
+                let (head, value) = message.into_parts();
+                // A write has happened, whatever we hold: its answer, which is small, is given.
+                if call.kind != Kind::Call(Effect::Writes) && backlog_bytes + value.len() > held_bytes_max {
+                    return self.fail(key, &unread_answers());
                 }
                 self.connection.send_ok_head(key);
-                let (head, value) = message.into_parts();
                 self.connection.send_part(key, &head, value, false);
                 self.connection.end_ok(key);
             }
@@ -413,7 +434,7 @@ impl<S: Service> Conversation<S> {
                 call.watch = Some(receiver);
                 call.slot = None;
                 self.connection.send_ok_head(key);
-                self.watching.push(key);
+                self.watching.push(Watching { key, is_held_up: false });
             }
         }
     }
@@ -434,6 +455,7 @@ impl<S: Service> Conversation<S> {
         let (head, value) = answer.into_parts();
         self.connection.send_part(key, &head, value, false);
         if self.connection.backlog_bytes() > self.profile.held_bytes_max {
+            self.release_held(key);
             self.connection.reset(key, Reason::ENHANCE_YOUR_CALM); // It asks and does not read.
         }
     }
@@ -452,13 +474,19 @@ impl<S: Service> Conversation<S> {
 
     fn poll_watches(&mut self, cx: &mut Context<'_>) {
         let mut index = 0;
-        while let Some(&key) = self.watching.get(index) {
+        while let Some(&Watching { key, .. }) = self.watching.get(index) {
             if self.poll_watch(key, cx).is_ready() {
                 self.watching.swap_remove(index);
             } else {
+                self.watching[index].is_held_up = self.connection.has_backlog(key);
                 index += 1;
             }
         }
+    }
+
+    /// Whether a watch that was held up need not be any more: its next value can be asked for.
+    pub(super) fn can_resume_watch(&self) -> bool {
+        self.watching.iter().any(|watching| watching.is_held_up && !self.connection.has_backlog(watching.key))
     }
 
     /// Ready when there is nothing to watch any more.
@@ -478,6 +506,10 @@ impl<S: Service> Conversation<S> {
                 }
                 Poll::Ready(None) => {
                     self.connection.end_ok(key);
+                    return Poll::Ready(());
+                }
+                Poll::Pending if self.is_stopping => {
+                    self.fail(key, &Status::new(Code::Unavailable, "the server is stopping"));
                     return Poll::Ready(());
                 }
                 Poll::Pending => return Poll::Pending,
@@ -507,6 +539,12 @@ impl<F> Incoming<F> {
     }
 }
 
+impl<F> std::fmt::Debug for Incoming<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.path)
+    }
+}
+
 impl<S: Service> std::fmt::Debug for Conversation<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Conversation({}, {:?}, {} calls wait)", self.peer, self.connection, self.waiting.len())
@@ -522,6 +560,10 @@ fn is_grpc(content_type: &HeaderValue) -> bool {
 /// grpc/grpc, doc/statuscodes.md: "cardinality violation".
 fn cardinality() -> Status {
     Status::new(Code::Unimplemented, "this method takes exactly one request message")
+}
+
+fn unread_answers() -> Status {
+    Status::resource_exhausted("this connection has too many bytes of answers that it does not read", PUSHBACK_MS)
 }
 
 fn frame_status(error: &FrameError, is_encoded: bool) -> Status {

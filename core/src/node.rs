@@ -1,0 +1,587 @@
+//! A node: what it is made of, started in order and stopped in order.
+//!
+//! ```text
+//!   start   settings ─▶ io_uring? ─▶ directory, lock ─▶ ports ─▶ store ─▶ page ─▶ cores ─▶ serving ─▶ joined: ready
+//!
+//!   each core                                              core 0 besides
+//!     common port ─┐                                         membership: one link to each router
+//!     own port ────┴▶ Server ─▶ CacheService ─▶ Shards       complaints: what the store's failures say to operators
+//!     once a second: expired entries dropped, counters copied
+//!
+//!   stop    leave ─▶ refuse ─▶ drain ─▶ seal ─▶ part         net/src/shutdown.rs
+//! ```
+//! `main` is a few lines around this, and tests start it too.
+
+use std::{
+    cell::{Cell, RefCell},
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use futures::{
+    FutureExt as _,
+    channel::oneshot,
+    future::{self, AbortHandle, Either},
+};
+use milena_net::{
+    cores::{self, Cores, CoresConfig, ProbeError},
+    grpc::{
+        client::{Channel, ChannelLimits},
+        health::Health,
+        reflection::Reflection,
+        server::{Server, ServerLimits},
+    },
+    http2::limits::{LINK, OUTSIDE, Profile},
+    mesh,
+    metrics::{GATHER_MAX, Reporter, gather},
+    ops::{Answers, OpsError, Page},
+    shutdown::{Outcome, Participant, Reason, Shutdown, Stage, StageLimits},
+    stream::ReadBuffer,
+    task,
+    tcp::{self, ListenError, ListenOptions, Listener},
+};
+use milena_proto::{generated::DESCRIPTORS, limits, router_server::JoinRequest};
+use milena_storage::{
+    Error, Timestamp,
+    object::{self, Object, Pools, StoreConfig},
+};
+
+use crate::{
+    complaints::{self, COMPLAINTS_WAITING_MAX, Complaint},
+    config::{Settings, ShardPorts, Size},
+    membership::{
+        Identity, JOIN_DEADLINE, LEAVE_DEADLINE, Links, Membership, NoAddressError, NodeDir, NodeDirError,
+        address_facing,
+    },
+    message::{self, Ends},
+    report::{self, Report},
+    service::{CacheService, ServiceSettings},
+    shard::{ABSENT_MS_DEFAULT, Shard, ShardSettings},
+    shards::Shards,
+};
+
+/// Connections of one core, on each of its ports; more are closed as they come.
+pub const CONNECTIONS_PER_CORE_MAX: usize = 16_384;
+
+/// Between two looks for expired entries.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Between two parts of one such look, when there is more than one part.
+const SWEEP_PAUSE: Duration = Duration::from_millis(5);
+
+/// What a core serves besides health and reflection, by its full name.
+const SERVICES: [&str; 1] = ["cache_server.Cache"];
+
+/// A node that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// The common address, where every core answers.
+    pub addr: SocketAddr,
+    /// Each core's own address, in the order of the cores.
+    pub shard_addrs: Vec<SocketAddr>,
+    /// Where operators look.
+    pub metrics_addr: Option<SocketAddr>,
+    shutdown: Shutdown,
+    cores: Cores<Report>,
+    _page: Option<Page>,
+    /// Its lock is held as long as the node runs.
+    _node_dir: NodeDir,
+}
+
+/// Why a node did not start. One line, for `main` to print.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "each is its content")]
+pub enum StartError {
+    Probe(ProbeError),
+    NodeDir(NodeDirError),
+    Listen(ListenError),
+    Store(Error),
+    Threads(io::Error),
+    NoAddress(NoAddressError),
+    Page(OpsError),
+    Cores(cores::StartError),
+}
+
+/// How a node stopped.
+#[derive(Debug)]
+pub struct Stopped {
+    /// Why, how long it took, and what was left behind.
+    pub outcome: Outcome,
+    /// What it counted, all cores together; `None` where a core did not end.
+    pub report: Option<Report>,
+}
+
+/// How long each stage of a node's stop may take: `drain` is a setting.
+#[must_use]
+pub fn stage_limits(drain: Duration) -> StageLimits {
+    StageLimits { leave: JOIN_DEADLINE + LEAVE_DEADLINE + Duration::from_secs(1), drain, ..StageLimits::default() }
+}
+
+/// Starts a node and returns when its ports are open; it joins its routers after that. It stops when `shutdown` begins.
+///
+/// # Errors
+/// What it needs is not there: io_uring, its directory, its ports, a directory as its store. A store or a router that
+/// does not answer is none of them: the node starts and waits for it.
+pub fn start(settings: &Settings, shutdown: &Shutdown) -> Result<Running, StartError> {
+    cores::probe().map_err(StartError::Probe)?;
+    let node_dir = NodeDir::open(&settings.node_dir, now()).map_err(StartError::NodeDir)?;
+    let common = tcp::listen_on_all(settings.listen, settings.cores).map_err(StartError::Listen)?;
+    let own = listen_for_each(settings).map_err(StartError::Listen)?;
+    let addr = common[0].local_addr();
+    let shard_addrs: Vec<SocketAddr> = own.iter().map(Listener::local_addr).collect();
+    let announcement = announcement(settings, &node_dir.identity, addr, &shard_addrs)?;
+    let store = object::open(&settings.store).map_err(StartError::Store)?;
+    let pools = store.map(|store| Pools::start(&store, settings.store_threads)).transpose();
+    let pools = pools.map_err(StartError::Threads)?;
+
+    let (ask_reports, reports): (Vec<_>, Vec<_>) = (0..settings.cores).map(|_| mesh::mailbox(QUESTIONS_MAX)).unzip();
+    let (ask_ready, ready) = mesh::mailbox(QUESTIONS_MAX);
+    let page = settings.metrics.map(|address| Page::start(address, NodePage { ask_reports, ask_ready }));
+    let page = page.transpose().map_err(StartError::Page)?;
+    let metrics_addr = page.as_ref().map(Page::local_addr);
+
+    let (complain, complaints) = mesh::mailbox(COMPLAINTS_WAITING_MAX);
+    let mut core_0 = Some(CoreZero {
+        announcement,
+        routers: settings.routers.clone(),
+        incarnation: node_dir.identity.incarnation,
+        complaints,
+        ready,
+    });
+    let each = message::mesh(settings.cores).into_iter().zip(reports).zip(common).zip(own);
+    let mut parts = each.map(|(((ends, reports), common), own)| Part {
+        ends,
+        reports,
+        common,
+        own,
+        pools: pools.clone(),
+        complain: complain.clone(),
+        core_0: core_0.take(),
+        shutdown: shutdown.clone(),
+        incarnation: node_dir.identity.incarnation,
+        settings: settings.clone(),
+    });
+    let config = CoresConfig { pin: settings.pin, spin_before_park: settings.spin, ..CoresConfig::new(settings.cores) };
+    let cores = Cores::start(config, |core| {
+        let part = parts.next().expect("a part for each core");
+        let participant = shutdown.join_in(format!("core {core}"));
+        move || part.run(core, participant)
+    });
+    drop(parts);
+    let cores = cores.map_err(StartError::Cores)?;
+    say_started(settings, &node_dir.identity, addr, &shard_addrs, metrics_addr);
+    Ok(Running { addr, shard_addrs, metrics_addr, shutdown: shutdown.clone(), cores, _page: page, _node_dir: node_dir })
+}
+
+impl Running {
+    /// Blocks until the node has stopped, and says in one line how that went.
+    #[must_use]
+    pub fn wait(self) -> Stopped {
+        let outcome = self.shutdown.wait();
+        // A core that was left behind may never end; its counters are lost with it.
+        let report = outcome.left_behind.is_empty().then(|| Report::sum(&self.cores.join()));
+        let stopped = Stopped { outcome, report };
+        tracing::info!("{stopped}");
+        stopped
+    }
+
+    /// Stops the node, and waits for it.
+    #[must_use]
+    pub fn stop(self) -> Stopped {
+        self.shutdown.begin(Reason::Asked("asked to"));
+        self.wait()
+    }
+}
+
+/// One port for each core, where only that core answers.
+fn listen_for_each(settings: &Settings) -> Result<Vec<Listener>, ListenError> {
+    let port = |core: u16| match settings.shard_ports {
+        ShardPorts::Ephemeral => 0,
+        ShardPorts::From(first) => first + core,
+    };
+    let cores = u16::try_from(settings.cores).expect("at most CORES_MAX");
+    let address = |core| SocketAddr::new(settings.listen.ip(), port(core));
+    (0..cores).map(|core| tcp::listen(address(core), ListenOptions::default())).collect()
+}
+
+/// What every Join says. Empty for a node that stands alone.
+fn announcement(
+    settings: &Settings,
+    identity: &Identity,
+    addr: SocketAddr,
+    shard_addrs: &[SocketAddr],
+) -> Result<JoinRequest, StartError> {
+    let Some(router) = settings.routers.first() else { return Ok(JoinRequest::default()) };
+    let (scheme, host, port) = match &settings.advertise {
+        Some(advertised) => (advertised.scheme, advertised.host.clone(), advertised.port.unwrap_or(addr.port())),
+        None => {
+            let ip = if addr.ip().is_unspecified() {
+                address_facing(router, addr.ip()).map_err(StartError::NoAddress)?
+            } else {
+                addr.ip()
+            };
+            ("http", host_of(ip), addr.port())
+        }
+    };
+    // Another port outside than inside: somebody translates, and nobody translates ports that are picked by chance.
+    let is_translated = port != addr.port() && settings.shard_ports == ShardPorts::Ephemeral;
+    if is_translated {
+        tracing::info!(
+            "announcing {host}:{port} only: --advertise-addr has another port than --listen-addr, and --shard-ports are auto"
+        );
+    }
+    let own = shard_addrs.iter().filter(|_| !is_translated);
+    Ok(JoinRequest {
+        address: format!("{scheme}://{host}:{port}"),
+        node_id: identity.node_id.clone(),
+        shard_addresses: own.map(|own| format!("{scheme}://{host}:{}", own.port())).collect(),
+        weight: 0,
+        incarnation: identity.incarnation,
+        epoch: 0,
+        zone: settings.zone.clone(),
+    })
+}
+
+fn host_of(ip: IpAddr) -> String {
+    match ip {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
+    }
+}
+
+fn say_started(
+    settings: &Settings,
+    identity: &Identity,
+    addr: SocketAddr,
+    shard_addrs: &[SocketAddr],
+    metrics_addr: Option<SocketAddr>,
+) {
+    let ports = shard_addrs.iter().map(|own| format!(" :{}", own.port())).collect::<String>();
+    let page = metrics_addr.map_or_else(|| "off".to_owned(), |page| page.to_string());
+    let write_mode = if settings.store == StoreConfig::None { "memory" } else { "through" };
+    tracing::info!(
+        "serving on {addr}, {} on{ports}; memory {}, store {}, write mode {write_mode}, metrics {page}, node {}",
+        if settings.cores == 1 { "1 core".to_owned() } else { format!("{} cores", settings.cores) },
+        Size(settings.memory_bytes),
+        settings.store,
+        identity.node_id,
+    );
+    match &settings.store {
+        StoreConfig::None => tracing::warn!("STORE=none: memory only, nothing survives this process"),
+        StoreConfig::S3(s3) if s3.credentials.is_none() => tracing::error!(
+            "{}: there are no credentials; cached keys are answered, others fail; hint: set AWS_ACCESS_KEY_ID and \
+             AWS_SECRET_ACCESS_KEY",
+            settings.store
+        ),
+        StoreConfig::S3(_) | StoreConfig::Directory(_) => {}
+    }
+    if settings.routers.is_empty() {
+        tracing::info!("ROUTER_ADDR is not set: this node stands alone");
+    }
+}
+
+/// What moves to a core.
+struct Part {
+    ends: Ends,
+    reports: mesh::Receiver<Reporter<Report>>,
+    common: Listener,
+    own: Listener,
+    pools: Option<Arc<Pools>>,
+    complain: mesh::Sender<Complaint>,
+    /// What only one core does.
+    core_0: Option<CoreZero>,
+    shutdown: Shutdown,
+    incarnation: u64,
+    settings: Settings,
+}
+
+struct CoreZero {
+    announcement: JoinRequest,
+    routers: Vec<String>,
+    incarnation: u64,
+    complaints: mesh::Receiver<Complaint>,
+    ready: mesh::Receiver<Reporter<Result<(), String>>>,
+}
+
+type CacheServer = Server<CacheService<Object>>;
+
+impl Part {
+    /// A core's life, from the first connection to its counters.
+    async fn run(self, core: usize, mut participant: Participant) -> Report {
+        let Self { ends, reports, common, own, pools, complain, core_0, shutdown, incarnation, settings } = self;
+        let store = pools.map(Object::new).map(|(object, answers)| {
+            task::spawn(answers.run());
+            object
+        });
+        let shard = Shard::new(shard_settings(&settings, core, incarnation), store.clone());
+        let (shards, mesh) = Shards::new(ends, Rc::clone(&shard));
+        task::spawn(mesh);
+        task::spawn(tidy(Rc::clone(&shard)));
+
+        let health = Health::new(&SERVICES);
+        let service = Rc::new(CacheService::new(
+            shards,
+            ServiceSettings {
+                core,
+                core_count: settings.cores,
+                value_bytes_max: settings.value_bytes_max,
+                has_store: store.is_some(),
+                complaints: complain.clone(),
+            },
+        ));
+        let count = {
+            let (shard, service, store) = (shard, Rc::clone(&service), store.clone());
+            move || Report {
+                stats: shard.report(),
+                calls: service.calls(),
+                store: store.as_ref().map(Object::counters).unwrap_or_default(),
+            }
+        };
+        task::spawn(answer_all(reports, count.clone()));
+        let reflection = Rc::new(Reflection::new(DESCRIPTORS, &SERVICES).expect("our own descriptors are legal"));
+        let server = |profile: &'static Profile| -> Rc<CacheServer> {
+            let limits = ServerLimits {
+                connections_max: CONNECTIONS_PER_CORE_MAX,
+                message_bytes_max: limits::message_bytes_max(settings.value_bytes_max),
+            };
+            Server::new(Rc::clone(&service), health.clone(), Rc::clone(&reflection), profile, limits)
+        };
+        let servers = [server(&OUTSIDE), server(&LINK)];
+        health.set_all(true);
+        let accepting =
+            [accept(common, Rc::clone(&servers[0]), shutdown.clone()), accept(own, Rc::clone(&servers[1]), shutdown)];
+        let zero = core_0.map(|zero| zero.begin(store, complain));
+
+        while let Some(stage) = participant.next().await {
+            match stage {
+                Stage::Leave => {
+                    health.set_all(false);
+                    if let Some(zero) = &zero {
+                        zero.leave().await;
+                    }
+                }
+                Stage::Refuse => {
+                    accepting.iter().for_each(AbortHandle::abort);
+                    servers.iter().for_each(|server| server.refuse());
+                }
+                Stage::Drain => {
+                    let drained = std::pin::pin!(future::join(servers[0].drained(), servers[1].drained()));
+                    let next = std::pin::pin!(participant.next());
+                    // The time may be up before.
+                    if let Either::Right((_, _)) = future::select(drained, next).await {
+                        servers.iter().for_each(|server| server.end());
+                        continue; // That stage has nothing to do here.
+                    }
+                }
+                // There is no log on disk yet.
+                Stage::Seal => {}
+                Stage::Part => servers.iter().for_each(|server| server.end()),
+            }
+            participant.done(stage);
+        }
+        count()
+    }
+}
+
+fn shard_settings(settings: &Settings, core: usize, incarnation: u64) -> ShardSettings {
+    let share = |all: u64| usize::try_from(all.div_ceil(settings.cores as u64)).unwrap_or(usize::MAX);
+    ShardSettings {
+        core,
+        core_count: settings.cores,
+        memory_bytes: share(settings.memory_bytes),
+        entries_max: settings.entries_max.map_or(0, share),
+        believed_ms: settings.believed.map(|believed| believed.as_millis().try_into().unwrap_or(u64::MAX)),
+        absent_ms: ABSENT_MS_DEFAULT,
+        incarnation,
+    }
+}
+
+/// Accepts connections until the handle aborts it, and closes the port then.
+fn accept(mut listener: Listener, server: Rc<CacheServer>, shutdown: Shutdown) -> AbortHandle {
+    let accepting = async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, peer)) => task::spawn(Rc::clone(&server).serve(stream, peer.ip())),
+                Err(error) => {
+                    tracing::error!("port {} is lost: {error}; stopping", listener.local_addr());
+                    shutdown.begin(Reason::Asked("a port is lost"));
+                    return;
+                }
+            }
+        }
+    };
+    let (accepting, handle) = future::abortable(accepting);
+    task::spawn(accepting.map(drop));
+    handle
+}
+
+/// What a core does once a second.
+async fn tidy(shard: Rc<Shard<Object>>) {
+    loop {
+        while shard.sweep(now()) {
+            task::sleep(SWEEP_PAUSE).await;
+        }
+        task::sleep(SWEEP_INTERVAL).await;
+    }
+}
+
+/// Answers what the page asks of this core, for as long as there is a page.
+async fn answer_all<R: Send>(mut questions: mesh::Receiver<Reporter<R>>, answer: impl Fn() -> R) {
+    while let Some(asker) = questions.recv().await {
+        asker.report(answer());
+    }
+}
+
+/// Core 0's further duties, under way.
+struct Duties {
+    stop: RefCell<Option<oneshot::Sender<()>>>,
+    left: RefCell<Option<oneshot::Receiver<()>>>,
+    is_leaving: Rc<Cell<bool>>,
+}
+
+impl CoreZero {
+    fn begin(self, store: Option<Object>, complain: mesh::Sender<Complaint>) -> Duties {
+        let Self { announcement, routers, incarnation, complaints, ready } = self;
+        task::spawn(complaints::write(complaints));
+        if let Some(store) = store {
+            task::spawn(try_store(store, complain));
+        }
+        let membership = Rc::new(RefCell::new(Membership::new(routers.len(), incarnation, Instant::now())));
+        let is_leaving = Rc::new(Cell::new(false));
+        task::spawn(answer_all(ready, readiness(Rc::clone(&membership), Rc::clone(&is_leaving), routers.join(", "))));
+        let (stop, stopped) = oneshot::channel();
+        let (tell_left, left) = oneshot::channel();
+        let limits = ChannelLimits { profile: &LINK, message_bytes_max: limits::message_bytes_max(0) };
+        let buffer = ReadBuffer::default();
+        let channel = |router: String| {
+            let channel = Channel::new(&router, limits, &buffer).expect("http://host:port, as settings are");
+            (router, channel)
+        };
+        let links = Links { membership, routers: routers.into_iter().map(channel).collect(), announcement };
+        task::spawn(async move {
+            links.keep(stopped.map(drop).shared()).await;
+            // Core 0 may have been told to part meanwhile.
+            let _ = tell_left.send(());
+        });
+        Duties { stop: RefCell::new(Some(stop)), left: RefCell::new(Some(left)), is_leaving }
+    }
+}
+
+impl Duties {
+    /// Says goodbye to the routers; returns when they have heard it, or their time is up.
+    async fn leave(&self) {
+        self.is_leaving.set(true);
+        drop(self.stop.take());
+        let left = self.left.take();
+        if let Some(left) = left {
+            // Gone without a word is gone.
+            let _ = left.await;
+        }
+    }
+}
+
+/// Finds out at the start whether the store answers and which conditions it honours, so that an operator need not wait for
+/// the first request that fails.
+async fn try_store(store: Object, complain: mesh::Sender<Complaint>) {
+    match store.probe().await {
+        Ok(abilities) if abilities.conditional_puts && abilities.conditional_deletes => {}
+        Ok(abilities) => tracing::warn!(
+            "the store honours {}; requests with the others are refused",
+            if abilities.conditional_puts { "conditions on writes, not on deletes" } else { "no conditions" }
+        ),
+        Err(error) => {
+            if let Some(complaint) = Complaint::about(&error.cause) {
+                // Full: what waits there says the same.
+                let _ = complain.try_send(complaint);
+            }
+        }
+    }
+}
+
+/// Says whether this node wants requests: it has joined a router, if there is one, and is not on its way out. A router
+/// that goes away later does not change that: who talks to this node already is still answered.
+fn readiness(
+    membership: Rc<RefCell<Membership>>,
+    is_leaving: Rc<Cell<bool>>,
+    routers: String,
+) -> impl Fn() -> Result<(), String> {
+    move || {
+        if is_leaving.get() {
+            return Err("stopping".to_owned());
+        }
+        if !routers.is_empty() && !membership.borrow().has_joined() {
+            return Err(format!("not joined yet: no answer from {routers}"));
+        }
+        Ok(())
+    }
+}
+
+/// Questions of the page that may wait on a core: more askers than the page has threads there never are.
+const QUESTIONS_MAX: usize = 16;
+
+/// What the operators' page shows. On threads of its own.
+struct NodePage {
+    ask_reports: Vec<mesh::Sender<Reporter<Report>>>,
+    ask_ready: mesh::Sender<Reporter<Result<(), String>>>,
+}
+
+impl Answers for NodePage {
+    fn metrics(&self) -> String {
+        // A question that finds no room is dropped, which is no answer.
+        let ask = |core: usize, reporter| drop(self.ask_reports[core].try_send(reporter));
+        let gathered = gather(self.ask_reports.len(), GATHER_MAX, ask);
+        report::metrics(&gathered.reports, gathered.missing_count)
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        let gathered = gather(1, GATHER_MAX, |_, reporter| drop(self.ask_ready.try_send(reporter)));
+        let answer = gathered.reports.into_iter().next();
+        answer.map_or_else(|| Err("core 0 does not answer".to_owned()), |(_, ready)| ready)
+    }
+}
+
+/// The time of day.
+fn now() -> Timestamp {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
+}
+
+impl Stopped {
+    /// 0 after a clean stop, 1 when something was left behind.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        self.outcome.exit_code()
+    }
+}
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.outcome)?;
+        match &self.report {
+            Some(report) => write!(f, "; {report}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Probe(error) => error.fmt(f),
+            Self::NodeDir(error) => error.fmt(f),
+            Self::Listen(error) => error.fmt(f),
+            Self::Store(error) => error.fmt(f),
+            Self::Threads(error) => {
+                write!(f, "cannot start the threads that ask the store: {error}; hint: lower S3_READ_THREADS")
+            }
+            Self::NoAddress(error) => error.fmt(f),
+            Self::Page(error) => error.fmt(f),
+            Self::Cores(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}

@@ -1,0 +1,266 @@
+//! What a core has counted, and how operators read it.
+//!
+//! ```text
+//!   core 0 ─ Report ─┐  by mailbox, when somebody asks
+//!   core 1 ─ Report ─┼───────────▶ page ──▶ /metrics      one series for each shard where a shard has a size,
+//!   core 2 ─ Report ─┘                                    one for the node where requests are counted
+//! ```
+//! Counting is an addition to a number that the core owns.
+
+use std::{fmt, time::Duration};
+
+use milena_net::{
+    cores::CoreIndex,
+    grpc::status::Code,
+    metrics::{Latency, Page},
+};
+use milena_storage::object::{self, Request};
+
+use crate::stats::Stats;
+
+/// The calls that are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are the methods'")]
+pub enum Op {
+    Get,
+    Put,
+    Delete,
+}
+
+/// How far down a call had to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// Memory answered, or took the write where there is no store.
+    Memory,
+    /// The store did.
+    Store,
+    /// There is no value, or the call failed.
+    None,
+}
+
+const OPS: [(Op, &str); 3] = [(Op::Get, "get"), (Op::Put, "put"), (Op::Delete, "delete")];
+const DEPTHS: [(Depth, &str); 3] = [(Depth::Memory, "memory"), (Depth::Store, "s3"), (Depth::None, "none")];
+const CODE_COUNT: usize = Code::Unauthenticated as usize + 1;
+
+/// One core's calls since its start: 6 KiB of numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Calls {
+    codes: [[u64; CODE_COUNT]; OPS.len()],
+    latency: [[Latency; DEPTHS.len()]; OPS.len()],
+}
+
+/// Everything a core has counted.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// The shard.
+    pub stats: Stats,
+    /// The calls that this core has answered; their keys may have been another core's.
+    pub calls: Calls,
+    /// What this core has asked of the store.
+    pub store: object::Counters,
+}
+
+impl Calls {
+    /// Counts one call that has ended with `code`.
+    pub fn count(&mut self, op: Op, code: Code, depth: Depth, took: Duration) {
+        self.codes[op as usize][code as usize] += 1;
+        self.latency[op as usize][depth as usize].record(took);
+    }
+
+    fn add(&mut self, other: &Self) {
+        for (count, more) in self.codes.iter_mut().flatten().zip(other.codes.iter().flatten()) {
+            *count += more;
+        }
+        for (latency, more) in self.latency.iter_mut().flatten().zip(other.latency.iter().flatten()) {
+            latency.merge(more);
+        }
+    }
+
+    fn of(&self, op: Op) -> u64 {
+        self.codes[op as usize].iter().sum()
+    }
+
+    fn errors(&self) -> u64 {
+        self.codes.iter().flat_map(|codes| &codes[1..]).sum()
+    }
+}
+
+impl Report {
+    /// What all cores have counted, added up: rates and sums, without the sizes of shards.
+    #[must_use]
+    pub fn sum<'a>(reports: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut sum = Self::default();
+        for Self { stats, calls, store } in reports {
+            sum.stats.hits_memory += stats.hits_memory;
+            sum.stats.hits_store += stats.hits_store;
+            sum.stats.misses += stats.misses;
+            sum.stats.coalesced += stats.coalesced;
+            sum.stats.revalidated += stats.revalidated;
+            sum.stats.forwarded += stats.forwarded;
+            sum.calls.add(calls);
+            sum.store.add(store);
+        }
+        sum
+    }
+}
+
+/// The text of `/metrics` for the cores that have answered. Names and labels are the contract's.
+#[must_use]
+pub fn metrics(reports: &[(CoreIndex, Report)], missing_count: usize) -> String {
+    let mut page = Page::new();
+    let sum = Report::sum(reports.iter().map(|(_, report)| report));
+    calls_page(&mut page, &sum.calls);
+    hits_page(&mut page, &sum.stats);
+    for (core, report) in reports {
+        shard_page(&mut page, &core.to_string(), &report.stats);
+    }
+    store_page(&mut page, &sum.store);
+    page.gauge("milena_cores_silent", "Cores that did not answer in time for this page", &[], missing_count as f64);
+    page.process();
+    page.finish()
+}
+
+fn calls_page(page: &mut Page, calls: &Calls) {
+    for (op, name) in OPS {
+        page.counter("milena_cache_requests_total", "Calls by operation", &[("op", name)], calls.of(op));
+    }
+    for (op, name) in OPS {
+        for code in Code::all().skip(1) {
+            let count = calls.codes[op as usize][code as usize];
+            if count > 0 {
+                let labels = [("op", name), ("code", code.name())];
+                page.counter("milena_cache_errors_total", "Calls that failed, by operation and status", &labels, count);
+            }
+        }
+    }
+    for (op, name) in OPS {
+        for (depth, tier) in DEPTHS {
+            let latency = &calls.latency[op as usize][depth as usize];
+            let help = "From a call's arrival to its answer, by how far down it had to go (none: a miss or a failure)";
+            page.latency("milena_operation_duration_seconds", help, &[("op", name), ("tier", tier)], latency);
+        }
+    }
+}
+
+fn hits_page(page: &mut Page, stats: &Stats) {
+    for (tier, hits) in [("memory", stats.hits_memory), ("s3", stats.hits_store)] {
+        page.counter("milena_cache_hits_total", "Gets that found a value, by who had it", &[("tier", tier)], hits);
+    }
+    page.counter("milena_cache_misses_total", "Gets that found nothing", &[], stats.misses);
+    page.counter("milena_coalesced_requests_total", "Gets that shared another's fetch", &[], stats.coalesced);
+    let revalidated = "Cached copies that the store confirmed without sending them again";
+    page.counter("milena_revalidated_total", revalidated, &[], stats.revalidated);
+    page.counter("milena_forwarded_requests_total", "Calls passed on to another core", &[], stats.forwarded);
+}
+
+fn shard_page(page: &mut Page, shard: &str, stats: &Stats) {
+    let memory = &stats.memory;
+    for (what, bytes) in [
+        ("keys", memory.key_bytes),
+        ("values", memory.value_bytes),
+        ("held", memory.held_bytes),
+        ("budget", memory.budget_bytes),
+    ] {
+        let help = "Memory of a shard: keys, values, all that is held, and the budget";
+        page.gauge("milena_memory_bytes", help, &[("what", what), ("shard", shard)], bytes as f64);
+    }
+    let shard = [("shard", shard)];
+    page.gauge("milena_memory_entries", "Entries in memory", &shard, memory.entries as f64);
+    page.gauge("milena_keys_in_flight", "Keys for which the store is being asked", &shard, stats.keys_in_flight as f64);
+    let evictions = "Entries that made room for others";
+    page.counter("milena_evictions_total", evictions, &[("tier", "memory"), shard[0]], memory.evictions);
+    page.counter("milena_expirations_total", "Entries whose life ended", &shard, memory.expirations);
+}
+
+fn store_page(page: &mut Page, store: &object::Counters) {
+    for ((request, status), count) in &store.requests {
+        let code = status.map_or_else(|| "none".to_owned(), |status| status.to_string());
+        let help = "Requests to S3, by HTTP status (none: no answer)";
+        let labels = [("op", request_name(*request)), ("code", &*code)];
+        page.counter("milena_s3_requests_total", help, &labels, *count);
+    }
+    page.gauge("milena_s3_inflight", "Requests that wait for the store", &[], store.inflight as f64);
+    for request in [Request::Get, Request::Head, Request::Put, Request::Delete] {
+        let op = [("op", request_name(request))];
+        let dollars = store.cost_dollars(request);
+        page.counter_f64("milena_s3_cost_dollars_total", "What they cost at list prices", &op, dollars);
+        if let Some(took) = store.took.get(&request) {
+            let help = "Time until S3's answer was complete";
+            page.latency("milena_s3_request_duration_seconds", help, &op, took);
+        }
+    }
+}
+
+fn request_name(request: Request) -> &'static str {
+    match request {
+        Request::Get => "get",
+        Request::Head => "head",
+        Request::Put => "put",
+        Request::Delete => "delete",
+    }
+}
+
+/// A node's counters in one line, for its last words.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { stats, calls, .. } = self;
+        write!(
+            f,
+            "{} gets ({} from memory, {} from the store, {} misses), {} puts, {} deletes, {} errors",
+            calls.of(Op::Get),
+            stats.hits_memory,
+            stats.hits_store,
+            stats.misses,
+            calls.of(Op::Put),
+            calls.of(Op::Delete),
+            calls.errors(),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let mut report = Report::default();
+        report.calls.count(Op::Get, Code::Ok, Depth::Memory, Duration::from_micros(50));
+        report.calls.count(Op::Get, Code::Unavailable, Depth::None, Duration::from_millis(2));
+        report.calls.count(Op::Put, Code::Ok, Depth::Store, Duration::from_millis(20));
+        report.stats.hits_memory = 1;
+        report.stats.memory.entries = 7;
+        report
+    }
+
+    #[test]
+    fn the_page_has_the_names_and_labels_of_the_contract() {
+        let text = metrics(&[(0, report()), (1, report())], 1);
+        for line in [
+            "milena_cache_requests_total{op=\"get\"} 4",
+            "milena_cache_requests_total{op=\"delete\"} 0",
+            "milena_cache_hits_total{tier=\"memory\"} 2",
+            "milena_cache_hits_total{tier=\"s3\"} 0",
+            "milena_cache_misses_total 0",
+            "milena_cache_errors_total{op=\"get\",code=\"UNAVAILABLE\"} 2",
+            "milena_operation_duration_seconds_count{op=\"get\",tier=\"memory\"} 2",
+            "milena_operation_duration_seconds_count{op=\"put\",tier=\"s3\"} 2",
+            "milena_memory_bytes{what=\"values\",shard=\"1\"} 0.0",
+            "milena_memory_entries{shard=\"0\"} 7.0",
+            "milena_evictions_total{tier=\"memory\",shard=\"0\"} 0",
+            "milena_coalesced_requests_total 0",
+            "milena_forwarded_requests_total 0",
+            "milena_s3_inflight 0.0",
+            "milena_s3_cost_dollars_total{op=\"put\"} 0.0",
+            "milena_cores_silent 1.0",
+        ] {
+            assert!(text.lines().any(|other| other == line), "no {line} in\n{text}");
+        }
+        assert!(text.contains("process_cpu_seconds_total "), "{text}");
+    }
+
+    #[test]
+    fn the_last_words_count_all_cores() {
+        let sum = Report::sum([&report(), &report()]);
+        assert_eq!(sum.to_string(), "4 gets (2 from memory, 0 from the store, 0 misses), 2 puts, 0 deletes, 2 errors");
+    }
+}

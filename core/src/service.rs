@@ -1,0 +1,432 @@
+//! `cache_server.Cache` on one core: bytes in, a shard asked, bytes out; and which error becomes which status.
+//!
+//! ```text
+//!   Get     key read from the message, nothing else ─▶ this core's memory ─ hit ─▶ answered inline: nothing allocated,
+//!                                                        └ else ─▶ Shards          the value not copied
+//!   Put     decoded; the value stays where the message is ─▶ checked ─▶ Shards
+//!   Delete  decoded ─▶ checked ─▶ Shards
+//! ```
+//! A node answers for any key: which node should have been asked is the router's business.
+
+use std::{
+    cell::RefCell,
+    fmt,
+    future::Future,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use milena_net::{
+    grpc::{
+        server::{Effect, Message, Reply, Request, Service},
+        status::{Code, Status},
+    },
+    mesh,
+};
+use milena_proto::{
+    cache_server::{Ack, DeleteRequest, DeleteResponse, PutRequest, PutResponse, Tier as WireTier},
+    key::{Key, KeyError, KeyRef},
+    method::{CACHE_DELETE, CACHE_GET, CACHE_PUT},
+    placement,
+};
+use milena_storage::{Cause, Condition, Entry, Error, Tier, Timestamp, Version, entry::VERSION_BYTES_MAX};
+use prost::Message as _;
+use smallvec::{Array, SmallVec};
+
+use crate::{
+    complaints::Complaint,
+    inflight::{INFLIGHT_WRITES_PER_KEY_MAX, KEYS_IN_FLIGHT_MAX, READERS_PER_KEY_MAX},
+    message::{MESH_REQUESTS_MAX, MESH_TICKETS_MAX},
+    report::{Calls, Depth, Op},
+    shard::{Answer, Hit, Limit, Refusal, Source, Write},
+    shards::Shards,
+};
+
+/// What a caller is told to wait, in milliseconds, when there is no room for its request.
+const PUSHBACK_MS: u32 = 50;
+
+/// The calls of one core.
+pub struct CacheService<T> {
+    shards: Rc<Shards<T>>,
+    core: usize,
+    core_count: usize,
+    /// The largest value that may be written, in bytes.
+    value_bytes_max: usize,
+    /// Whether an acknowledged write is in a store.
+    has_store: bool,
+    complaints: mesh::Sender<Complaint>,
+    calls: Rc<RefCell<Calls>>,
+}
+
+/// What a [`CacheService`] is made with.
+#[derive(Clone, Debug)]
+pub struct ServiceSettings {
+    /// This core.
+    pub core: usize,
+    /// How many there are.
+    pub core_count: usize,
+    /// The largest value that may be written, in bytes.
+    pub value_bytes_max: usize,
+    /// Whether there is a store below memory.
+    pub has_store: bool,
+    /// Where the store's failures are made into log lines.
+    pub complaints: mesh::Sender<Complaint>,
+}
+
+/// A call under way. One that memory can answer has its answer from the beginning.
+pub struct Call(State);
+
+enum State {
+    Ready(Option<Reply>),
+    Waiting(Pin<Box<dyn Future<Output = Reply>>>),
+}
+
+impl<T: Tier + 'static> CacheService<T> {
+    /// Serves from `shards`.
+    #[must_use]
+    pub fn new(shards: Rc<Shards<T>>, settings: ServiceSettings) -> Self {
+        let ServiceSettings { core, core_count, value_bytes_max, has_store, complaints } = settings;
+        Self { shards, core, core_count, value_bytes_max, has_store, complaints, calls: Rc::default() }
+    }
+
+    /// What has been counted so far.
+    #[must_use]
+    pub fn calls(&self) -> Calls {
+        self.calls.borrow().clone()
+    }
+
+    fn get(&self, message: &Bytes) -> Call {
+        let counted = self.counted(Op::Get);
+        let key = match KeyRef::in_message(message) {
+            Ok(key) => key,
+            Err(error) => return counted.end_at_once(Err(malformed(&error))),
+        };
+        let now = now();
+        if placement::core(key.hash(), self.core_count) == self.core
+            && let Some(answer) = self.shards.mine().get_from_memory(key, now)
+        {
+            return counted.end_at_once(self.found(answer, now));
+        }
+        let answer = self.shards.get(key, now);
+        let complaints = self.complaints.clone();
+        counted.end_later(async move { found(answer.await, now, &complaints) })
+    }
+
+    fn put(&self, message: &Bytes) -> Call {
+        let counted = self.counted(Op::Put);
+        let now = now();
+        let (key, write) = match self.read_put(message, now) {
+            Ok(write) => write,
+            Err(status) => return counted.end_at_once(Err(status)),
+        };
+        let written = self.shards.put(key, write, now);
+        let (complaints, tier) = (self.complaints.clone(), self.write_tier());
+        counted.end_later(async move {
+            let version = written.await.map_err(|refusal| status_of(&refusal, &complaints))?;
+            let version = version.as_str().to_owned();
+            Ok((Message::encode(&PutResponse { successful: true, version }), tier))
+        })
+    }
+
+    fn delete(&self, message: &Bytes) -> Call {
+        let counted = self.counted(Op::Delete);
+        let (key, condition, ack) = match read_delete(message) {
+            Ok(delete) => delete,
+            Err(status) => return counted.end_at_once(Err(status)),
+        };
+        let removed = self.shards.delete(key, condition, ack, now());
+        let (complaints, tier) = (self.complaints.clone(), self.write_tier());
+        counted.end_later(async move {
+            removed.await.map_err(|refusal| status_of(&refusal, &complaints))?;
+            Ok((Message::encode(&DeleteResponse { successful: true }), tier))
+        })
+    }
+
+    fn found(&self, answer: Answer, now: Timestamp) -> Outcome {
+        found(answer, now, &self.complaints)
+    }
+
+    fn read_put(&self, message: &Bytes, now: Timestamp) -> Result<(Key, Write), Status> {
+        let request = PutRequest::decode(message.clone()).map_err(|_| malformed(&KeyError::Malformed))?;
+        let key = KeyRef::parse(request.bucket.as_bytes(), &request.key).map_err(|error| malformed(&error))?;
+        let value_bytes = request.value.len();
+        if value_bytes > self.value_bytes_max {
+            let text = format!("value has {value_bytes} bytes; at most {} are allowed", self.value_bytes_max);
+            return Err(Status::new(Code::InvalidArgument, text));
+        }
+        let condition = match (request.if_absent, condition(&request.if_version)?) {
+            (false, condition) => condition,
+            (true, Condition::Always) => Condition::IfAbsent,
+            (true, _) => {
+                let text = "if_version and if_absent are both set; one of them is allowed";
+                return Err(Status::new(Code::InvalidArgument, text));
+            }
+        };
+        let expires = (request.ttl_ms > 0).then(|| now.plus_ms(request.ttl_ms));
+        Ok((key.to_key(), Write { value: request.value, expires, condition, ack: ack(request.ack)? }))
+    }
+
+    /// The tier that a write has reached when it is answered.
+    fn write_tier(&self) -> Depth {
+        if self.has_store { Depth::Store } else { Depth::Memory }
+    }
+
+    fn counted(&self, op: Op) -> Counted {
+        Counted {
+            calls: Rc::clone(&self.calls),
+            op,
+            began: Instant::now(),
+            ending: Some((Code::Cancelled, Depth::None)),
+        }
+    }
+}
+
+impl<T: Tier + 'static> Service for CacheService<T> {
+    type Call = Call;
+
+    fn method(&self, path: &str) -> Option<Effect> {
+        match Op::at(path)? {
+            Op::Get => Some(Effect::Reads),
+            Op::Put | Op::Delete => Some(Effect::Writes),
+        }
+    }
+
+    fn call(&self, request: Request) -> Call {
+        match Op::at(&request.path).expect("asked for what is known only") {
+            Op::Get => self.get(&request.message),
+            Op::Put => self.put(&request.message),
+            Op::Delete => self.delete(&request.message),
+        }
+    }
+}
+
+impl Op {
+    /// The operation behind a path. Batches are for a later version.
+    fn at(path: &str) -> Option<Self> {
+        const PATHS: [(&str, Op); 3] =
+            [(CACHE_GET.path, Op::Get), (CACHE_PUT.path, Op::Put), (CACHE_DELETE.path, Op::Delete)];
+        PATHS.iter().find(|(known, _)| *known == path).map(|(_, op)| *op)
+    }
+}
+
+impl Future for Call {
+    type Output = Reply;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Reply> {
+        match &mut self.0 {
+            State::Ready(reply) => Poll::Ready(reply.take().expect("polled once more after its end")),
+            State::Waiting(future) => future.as_mut().poll(cx),
+        }
+    }
+}
+
+type Outcome = Result<(Message, Depth), Status>;
+
+/// Counts a call when it ends, also one whose future is dropped: as CANCELLED.
+struct Counted {
+    calls: Rc<RefCell<Calls>>,
+    op: Op,
+    began: Instant,
+    ending: Option<(Code, Depth)>,
+}
+
+impl Counted {
+    fn end(mut self, outcome: Outcome) -> Reply {
+        match outcome {
+            Ok((message, depth)) => {
+                self.ending = Some((Code::Ok, depth));
+                Reply::Message(message)
+            }
+            Err(status) => {
+                self.ending = Some((status.code, Depth::None));
+                Reply::Failed(status)
+            }
+        }
+    }
+
+    fn end_at_once(self, outcome: Outcome) -> Call {
+        Call(State::Ready(Some(self.end(outcome))))
+    }
+
+    fn end_later(self, outcome: impl Future<Output = Outcome> + 'static) -> Call {
+        Call(State::Waiting(Box::pin(async move { self.end(outcome.await) })))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if let Some((code, depth)) = self.ending.take() {
+            self.calls.borrow_mut().count(self.op, code, depth, self.began.elapsed());
+        }
+    }
+}
+
+/// The time of day. Only this shell reads it; what is below gets it as an argument.
+fn now() -> Timestamp {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn found(answer: Answer, now: Timestamp, complaints: &mesh::Sender<Complaint>) -> Outcome {
+    match answer {
+        Ok(Some(hit)) => {
+            let depth = match hit.source {
+                Source::Memory => Depth::Memory,
+                Source::Store => Depth::Store,
+            };
+            Ok((hit_message(hit, now), depth))
+        }
+        // All fields of a miss have their default: no bytes at all.
+        Ok(None) => Ok((Message::from(Bytes::new()), Depth::None)),
+        Err(refusal) => Err(status_of(&refusal, complaints)),
+    }
+}
+
+/// A `GetResponse`, its value last and not copied: fields may stand in any order.
+fn hit_message(hit: Hit, now: Timestamp) -> Message {
+    const SUCCESSFUL: u32 = 1;
+    const VALUE: u32 = 2;
+    const VERSION: u32 = 3;
+    const TIER: u32 = 4;
+    const TTL_MS: u32 = 5;
+    let ttl_ms = hit.ttl_ms(now);
+    let Hit { entry: Entry { value, version, .. }, source } = hit;
+    let value_bytes = value.len();
+    let tier = match source {
+        Source::Memory => WireTier::Memory,
+        Source::Store => WireTier::S3,
+    };
+    let put_head = |head: &mut _| {
+        put_number(head, SUCCESSFUL, 1);
+        put_bytes(head, VERSION, version.as_str().as_bytes());
+        put_number(head, TIER, u64::try_from(tier as i32).expect("tiers are not negative"));
+        if ttl_ms > 0 {
+            put_number(head, TTL_MS, ttl_ms);
+        }
+        if value_bytes > 0 {
+            put_length(head, VALUE, value_bytes);
+        }
+    };
+    Message::new(put_head, value)
+}
+
+// Protocol buffers' encoding (https://protobuf.dev/programming-guides/encoding/): a field is its number and wire type as
+// one varint, then the varint itself (type 0), or a length and the bytes (type 2).
+
+fn put_number<A: Array<Item = u8>>(head: &mut SmallVec<A>, field: u32, number: u64) {
+    put_varint(head, u64::from(field << 3));
+    put_varint(head, number);
+}
+
+fn put_bytes<A: Array<Item = u8>>(head: &mut SmallVec<A>, field: u32, bytes: &[u8]) {
+    put_length(head, field, bytes.len());
+    head.extend_from_slice(bytes);
+}
+
+fn put_length<A: Array<Item = u8>>(head: &mut SmallVec<A>, field: u32, length: usize) {
+    put_varint(head, u64::from(field << 3 | 2));
+    put_varint(head, length as u64);
+}
+
+fn put_varint<A: Array<Item = u8>>(head: &mut SmallVec<A>, mut number: u64) {
+    while number >= 0x80 {
+        head.push((number & 0x7f) as u8 | 0x80);
+        number >>= 7;
+    }
+    head.push(number as u8);
+}
+
+fn condition(if_version: &str) -> Result<Condition, Status> {
+    if if_version.is_empty() {
+        return Ok(Condition::Always);
+    }
+    Version::new(Bytes::copy_from_slice(if_version.as_bytes())).map(Condition::IfVersion).ok_or_else(|| {
+        let found = if_version.len();
+        let text =
+            format!("if_version has {found} bytes; 1 to {VERSION_BYTES_MAX} printable ASCII characters are allowed");
+        Status::new(Code::InvalidArgument, text)
+    })
+}
+
+fn ack(number: i32) -> Result<Ack, Status> {
+    Ack::try_from(number)
+        .map_err(|_| Status::new(Code::InvalidArgument, format!("ack is {number}; 0 to 3 are allowed")))
+}
+
+fn read_delete(message: &Bytes) -> Result<(Key, Condition, Ack), Status> {
+    let request = DeleteRequest::decode(message.clone()).map_err(|_| malformed(&KeyError::Malformed))?;
+    let key = KeyRef::parse(request.bucket.as_bytes(), &request.key).map_err(|error| malformed(&error))?;
+    Ok((key.to_key(), condition(&request.if_version)?, ack(request.ack)?))
+}
+
+fn malformed(error: &KeyError) -> Status {
+    Status::new(Code::InvalidArgument, error.to_string())
+}
+
+/// The one place where an error becomes a status. The store's own failures become a log line here too.
+fn status_of(refusal: &Refusal, complaints: &mesh::Sender<Complaint>) -> Status {
+    match refusal {
+        Refusal::Store(error) => {
+            if let Some(complaint) = Complaint::about(&error.cause) {
+                // Full: what waits there says the same.
+                let _ = complaints.try_send(complaint);
+            }
+            status_of_store(error)
+        }
+        Refusal::Limit(limit) => Status::resource_exhausted(limit_text(*limit), PUSHBACK_MS),
+        Refusal::AckNotGiven { ack, has_store } => Status::new(Code::FailedPrecondition, ack_text(*ack, *has_store)),
+        Refusal::ValueTooLarge { bytes, bytes_max } => Status::new(
+            Code::InvalidArgument,
+            format!("value has {bytes} bytes; at most {bytes_max} fit this node's memory, and it has no store"),
+        ),
+        Refusal::Stopped => Status::new(Code::Unavailable, "the node is stopping"),
+    }
+}
+
+fn status_of_store(error: &Error) -> Status {
+    let code = match error.cause {
+        Cause::Unavailable(_) | Cause::OutcomeUnknown(_) => Code::Unavailable,
+        Cause::PermissionDenied(_) => Code::PermissionDenied,
+        Cause::Misconfigured(_) => Code::FailedPrecondition,
+        Cause::VersionMismatch => Code::Aborted,
+        Cause::AlreadyExists => Code::AlreadyExists,
+        Cause::Corrupt(_) => Code::DataLoss,
+        Cause::Busy => return Status::resource_exhausted(error.to_string(), PUSHBACK_MS),
+    };
+    Status::new(code, error.to_string())
+}
+
+fn limit_text(limit: Limit) -> String {
+    match limit {
+        Limit::KeysInFlight => format!("this core asks the store for {KEYS_IN_FLIGHT_MAX} keys already"),
+        Limit::ReadersOfKey => format!("{READERS_PER_KEY_MAX} requests wait for this key already"),
+        Limit::WritesOfKey => format!("{INFLIGHT_WRITES_PER_KEY_MAX} writes of this key wait already"),
+        Limit::Tickets => format!("{MESH_TICKETS_MAX} requests of this core wait for other cores already"),
+        Limit::Requests => format!("{MESH_REQUESTS_MAX} requests wait for the core that owns the key already"),
+        Limit::Memory => "answers under way hold all memory of the core that owns the key".to_owned(),
+    }
+}
+
+fn ack_text(ack: Ack, has_store: bool) -> String {
+    let (name, levels) = (ack.as_str_name(), if has_store { "ACK_S3" } else { "ACK_MEMORY" });
+    let why = if has_store { "write mode through" } else { "no store and no disk" };
+    format!("ack is {name}, and this node has {why}; {levels} and ACK_DEFAULT are possible; nothing was written")
+}
+
+impl<T> fmt::Debug for CacheService<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CacheService(core {} of {})", self.core, self.core_count)
+    }
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            State::Ready(_) => "Call(ready)",
+            State::Waiting(_) => "Call(waiting)",
+        })
+    }
+}

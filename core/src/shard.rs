@@ -1,0 +1,547 @@
+//! What one core does for its keys: memory first, then the store; one fetch and one write of a key at a time.
+//!
+//! ```text
+//!   get ── memory: hit ──────────────────────────────────────────────────▶ answer; no await, no copy, no lock
+//!     └── absent a moment ago ───────────────────────────────────────────▶ a miss
+//!     └── inflight ─┬ follow ── the leader's answer ─────────────────────▶ answer
+//!                   └ lead ── store ── fill memory, if the lease holds ──▶ answer, to all followers too
+//!
+//!   put ── inflight: the key's turn ── store ── memory ──▶ answer          a write that has begun runs to its end
+//! ```
+//! Nothing in here spawns, reads a clock or blocks. What changes is in `RefCell`s that are borrowed inside synchronous
+//! functions only; what an await may have changed is checked again after it, which is what leases are for.
+
+use std::{
+    cell::{Cell, RefCell, RefMut},
+    fmt,
+    future::{Future, ready},
+    rc::Rc,
+};
+
+use bytes::Bytes;
+use futures::future::Either;
+use milena_proto::{
+    cache_server::Ack,
+    key::{Key, KeyRef},
+    placement,
+};
+use milena_storage::{
+    Cause, Condition, Entry, Error, Found, Operation, Tier, Timestamp, Version,
+    memory::{Figures, Lookup, Memory},
+};
+
+use crate::{
+    absences::Absences,
+    inflight::{Inflight, Lease, News, ReadTurn, Rules},
+    stats::Stats,
+};
+
+/// How long an absent key is remembered unless a setting says otherwise, in milliseconds.
+pub const ABSENT_MS_DEFAULT: u64 = 1_000;
+
+/// Expired entries that one [`Shard::sweep`] drops at most: some hundred microseconds.
+const SWEEP_ENTRIES_MAX: usize = 1_000;
+
+/// What a shard is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct ShardSettings {
+    /// This core's number, and how many the node has.
+    pub core: usize,
+    /// How many cores the node has.
+    pub core_count: usize,
+    /// Memory for entries in bytes, everything included; at least [`milena_storage::memory::BUDGET_BYTES_MIN`].
+    pub memory_bytes: usize,
+    /// Entries in memory; 0 = by bytes only.
+    pub entries_max: usize,
+    /// How long a cached copy is believed before the store is asked again, in milliseconds; `None` = for ever.
+    pub believed_ms: Option<u64>,
+    /// How long an absent key is remembered, in milliseconds; 0 = not.
+    pub absent_ms: u64,
+    /// Sets the versions this process gives, where there is no store, apart from those of every other.
+    pub incarnation: u64,
+}
+
+/// One core's keys. Held by `Rc` on one executor; never leaves it.
+///
+/// `T` is the store below memory; without one (`STORE=none`), memory is all there is.
+pub struct Shard<T> {
+    settings: ShardSettings,
+    store: Option<T>,
+    memory: RefCell<Memory>,
+    absences: RefCell<Absences>,
+    inflight: Rc<Inflight>,
+    stats: RefCell<Stats>,
+    versions_given: Cell<u64>,
+}
+
+/// What a Get found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hit {
+    /// The entry; its value is shared with memory.
+    pub entry: Entry,
+    /// Who had to be asked.
+    pub source: Source,
+}
+
+/// Which tier answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// This core's memory.
+    Memory,
+    /// The store, also where it only said that memory's copy is still the current one.
+    Store,
+}
+
+/// The answer to a Get: `None` is a miss.
+pub type Answer = Result<Option<Hit>, Refusal>;
+
+/// What to write, and when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// The value. Memory copies it, so it may be a part of a larger buffer.
+    pub value: Bytes,
+    /// When its life ends; `None` = never.
+    pub expires: Option<Timestamp>,
+    /// What must hold for it to be written.
+    pub condition: Condition,
+    /// What must have happened before it counts as done.
+    pub ack: Ack,
+}
+
+/// Why there is no answer. [`Refusal::Store`] is a failure of the world or a condition that does not hold; the others
+/// promise that nothing was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The store failed, or a condition does not hold.
+    Store(Error),
+    /// No room now.
+    Limit(Limit),
+    /// The node cannot give, or its write mode does not allow, this level of acknowledgement.
+    AckNotGiven {
+        /// The level asked for.
+        ack: Ack,
+        /// Whether there is a store.
+        has_store: bool,
+    },
+    /// There is no store, and memory does not take a value this large.
+    ValueTooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The largest that is taken.
+        bytes_max: usize,
+    },
+    /// The core that owns the key has stopped.
+    Stopped,
+}
+
+/// Which limit was reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Limit {
+    /// [`KEYS_IN_FLIGHT_MAX`](crate::inflight::KEYS_IN_FLIGHT_MAX).
+    KeysInFlight,
+    /// [`READERS_PER_KEY_MAX`](crate::inflight::READERS_PER_KEY_MAX).
+    ReadersOfKey,
+    /// [`INFLIGHT_WRITES_PER_KEY_MAX`](crate::inflight::INFLIGHT_WRITES_PER_KEY_MAX).
+    WritesOfKey,
+    /// [`MESH_TICKETS_MAX`](crate::message::MESH_TICKETS_MAX).
+    Tickets,
+    /// [`MESH_REQUESTS_MAX`](crate::message::MESH_REQUESTS_MAX).
+    Requests,
+    /// The memory budget, all of which is in readers' hands.
+    Memory,
+}
+
+impl Hit {
+    /// What is left of the value's life in milliseconds, at least 1; 0 = for ever.
+    #[must_use]
+    pub fn ttl_ms(&self, now: Timestamp) -> u64 {
+        self.entry.expires.map_or(0, |expires| expires.0.saturating_sub(now.0).max(1))
+    }
+}
+
+impl<T: Tier + 'static> Shard<T> {
+    /// A shard with nothing in memory, above `store`.
+    #[must_use]
+    pub fn new(settings: ShardSettings, store: Option<T>) -> Rc<Self> {
+        Self::with_rules(settings, store, Rules::ALL)
+    }
+
+    /// The same without some of the rules that keep readers from stale values, for tests that must notice.
+    #[cfg(feature = "rule-switches")]
+    #[must_use]
+    pub fn without_rules(settings: ShardSettings, store: Option<T>, rules: Rules) -> Rc<Self> {
+        Self::with_rules(settings, store, rules)
+    }
+
+    fn with_rules(settings: ShardSettings, store: Option<T>, rules: Rules) -> Rc<Self> {
+        assert!(settings.core < settings.core_count);
+        Rc::new(Self {
+            settings,
+            store,
+            memory: RefCell::new(Memory::new(settings.memory_bytes, settings.entries_max)),
+            absences: RefCell::new(Absences::new(settings.absent_ms)),
+            inflight: Inflight::new(rules),
+            stats: RefCell::default(),
+            versions_given: Cell::new(0),
+        })
+    }
+
+    /// Returns the live entry under `key`, asking the store only when memory has none that is still believed.
+    ///
+    /// A hit in memory is found before this returns, and its future is ready at once. Otherwise the future may be
+    /// dropped at any time: a fetch that others wait for passes to one of them.
+    ///
+    /// # Errors
+    /// The store cannot be asked, or a [`Limit`] is reached.
+    pub fn get(self: &Rc<Self>, key: KeyRef<'_>, now: Timestamp) -> impl Future<Output = Answer> + use<T> {
+        match self.look_up(key, now) {
+            Lookup::Hit(entry) => Either::Left(ready(self.count(Ok(Some(Hit { entry, source: Source::Memory }))))),
+            Lookup::Stale(entry) => Either::Right(Rc::clone(self).get_below(key.to_key(), Some(entry), now)),
+            Lookup::Miss => Either::Right(Rc::clone(self).get_below(key.to_key(), None, now)),
+        }
+    }
+
+    /// Writes a value, once those that came before it for this key are done, and answers its version.
+    ///
+    /// The order, and what a crash leaves behind: first the store has it (a crash before: nothing, or a write whose
+    /// outcome the caller does not know; a crash after: a value that was never acknowledged, as the caller must expect),
+    /// then memory, which does not survive anyway, then the answer. A write that failed, or whose outcome is unknown,
+    /// makes memory forget the key. A future that is dropped while it waits for its turn has written nothing; dropped
+    /// later, the outcome is unknown: let it run to its end.
+    ///
+    /// # Errors
+    /// The store's own, [`Limit`]s, an `ack` that is not to be had, and without a store values too large for memory.
+    pub fn put(
+        self: &Rc<Self>,
+        key: Key,
+        write: Write,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<Version, Refusal>> + use<T> {
+        let shard = Rc::clone(self);
+        async move {
+            shard.check_owner(key.hash());
+            shard.check_ack(write.ack)?;
+            match &shard.store {
+                Some(store) => shard.put_through(store, &key, write, now).await,
+                None => shard.put_in_memory(key.as_ref(), write, now),
+            }
+        }
+    }
+
+    /// Removes a key, once the writes that came before it are done. Removing what is not there is no error.
+    ///
+    /// The order is that of [`Shard::put`].
+    ///
+    /// # Errors
+    /// As [`Shard::put`].
+    pub fn delete(
+        self: &Rc<Self>,
+        key: Key,
+        condition: Condition,
+        ack: Ack,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<(), Refusal>> + use<T> {
+        let shard = Rc::clone(self);
+        async move {
+            shard.check_owner(key.hash());
+            shard.check_ack(ack)?;
+            match &shard.store {
+                Some(store) => shard.delete_through(store, &key, condition, now).await,
+                None => shard.delete_in_memory(key.as_ref(), &condition, now),
+            }
+        }
+    }
+
+    /// Drops entries whose life is over, a bounded number of them, and says whether there may be more. Once a second.
+    pub fn sweep(&self, now: Timestamp) -> bool {
+        self.memory.borrow_mut().sweep(now, SWEEP_ENTRIES_MAX)
+    }
+
+    /// This core's counters. Not to be held across an await.
+    pub fn stats(&self) -> RefMut<'_, Stats> {
+        self.stats.borrow_mut()
+    }
+
+    /// A copy of the counters, memory's figures included, for the metrics page.
+    #[must_use]
+    pub fn report(&self) -> Stats {
+        Stats {
+            memory: self.memory_figures(),
+            keys_in_flight: self.keys_in_flight() as u64,
+            ..self.stats.borrow().clone()
+        }
+    }
+
+    /// Memory's figures.
+    #[must_use]
+    pub fn memory_figures(&self) -> Figures {
+        self.memory.borrow().figures()
+    }
+
+    /// Keys for which the store is being asked. 0 = nothing is left to wait for.
+    #[must_use]
+    pub fn keys_in_flight(&self) -> usize {
+        self.inflight.keys_count()
+    }
+
+    /// A hit in memory, counted; `None` where the store would have to be asked.
+    pub(crate) fn get_from_memory(&self, key: KeyRef<'_>, now: Timestamp) -> Option<Answer> {
+        match self.look_up(key, now) {
+            Lookup::Hit(entry) => Some(self.count(Ok(Some(Hit { entry, source: Source::Memory })))),
+            Lookup::Stale(_) | Lookup::Miss => None,
+        }
+    }
+
+    fn look_up(&self, key: KeyRef<'_>, now: Timestamp) -> Lookup {
+        self.check_owner(key.hash());
+        self.memory.borrow_mut().get(key, now)
+    }
+
+    /// Counts what became of a Get, once for each.
+    fn count(&self, answer: Answer) -> Answer {
+        let mut stats = self.stats.borrow_mut();
+        match &answer {
+            Ok(Some(Hit { source: Source::Memory, .. })) => stats.hits_memory += 1,
+            Ok(Some(Hit { source: Source::Store, .. })) => stats.hits_store += 1,
+            Ok(None) => stats.misses += 1,
+            Err(_) => {}
+        }
+        answer
+    }
+
+    async fn get_below(self: Rc<Self>, key: Key, known: Option<Entry>, now: Timestamp) -> Answer {
+        let Some(store) = &self.store else { return self.count(Ok(None)) };
+        if self.absences.borrow_mut().contains(&key, now) {
+            return self.count(Ok(None));
+        }
+        let turn = self.inflight.begin_fetch(&key).map_err(Refusal::Limit)?;
+        let answer = match turn {
+            ReadTurn::Lead(lease) => self.lead(store, &key, known, lease, now).await,
+            ReadTurn::Follow(news) => {
+                self.stats.borrow_mut().coalesced += 1;
+                match news.await.expect("a follower hears something") {
+                    News::Answer(answer) => answer,
+                    News::Lead(lease) => self.lead_late(store, &key, lease, now).await,
+                }
+            }
+        };
+        // The leader's `now` may be earlier than ours.
+        let answer = answer.map(|hit| hit.filter(|hit| !hit.entry.is_expired(now)));
+        self.count(answer)
+    }
+
+    /// Leads a fetch that we waited for first: by now, memory may have the answer.
+    async fn lead_late(&self, store: &T, key: &Key, lease: Lease, now: Timestamp) -> Answer {
+        let known = match self.look_up(key.as_ref(), now) {
+            Lookup::Hit(entry) => {
+                let answer = Ok(Some(Hit { entry, source: Source::Memory }));
+                lease.settle(&answer);
+                return answer;
+            }
+            Lookup::Stale(entry) => Some(entry),
+            Lookup::Miss => None,
+        };
+        self.lead(store, key, known, lease, now).await
+    }
+
+    async fn lead(&self, store: &T, key: &Key, known: Option<Entry>, lease: Lease, now: Timestamp) -> Answer {
+        let found = store.get(key, known.as_ref().map(|entry| &entry.version), now).await;
+        let answer = self.take_in(key, found, known, &lease, now);
+        lease.settle(&answer);
+        answer
+    }
+
+    /// Brings memory up to date with what the store answered, and answers.
+    ///
+    /// Without the right to fill, what the store said may be older than memory, or newer: from a write that is still in
+    /// the air. Answering with the newer, while those who come next find the older in memory, would let a value come and
+    /// go. So if memory has an entry by now, that is the answer, and a copy it no longer believes is forgotten.
+    fn take_in(
+        &self,
+        key: &Key,
+        found: Result<Found, Error>,
+        known: Option<Entry>,
+        lease: &Lease,
+        now: Timestamp,
+    ) -> Answer {
+        if lease.may_fill() {
+            self.fill(key, &found, known.as_ref(), now);
+        } else {
+            let mut memory = self.memory.borrow_mut();
+            match memory.get(key.as_ref(), now) {
+                Lookup::Hit(entry) => return Ok(Some(Hit { entry, source: Source::Memory })),
+                Lookup::Stale(_) => memory.remove(key.as_ref()),
+                Lookup::Miss => {}
+            }
+        }
+        match (found.map_err(Refusal::Store)?, known) {
+            (Found::Entry(entry), _) | (Found::Unchanged, Some(entry)) if !entry.is_expired(now) => {
+                Ok(Some(Hit { entry, source: Source::Store }))
+            }
+            (Found::Unchanged, None) => {
+                let text = "it says that a version is unchanged which nobody named".into();
+                Err(Refusal::Store(Error { operation: Operation::Get, cause: Cause::Corrupt(text) }))
+            }
+            (Found::Entry(_) | Found::Unchanged | Found::Absent, _) => Ok(None),
+        }
+    }
+
+    fn fill(&self, key: &Key, found: &Result<Found, Error>, known: Option<&Entry>, now: Timestamp) {
+        let mut memory = self.memory.borrow_mut();
+        match (found, known) {
+            (Ok(Found::Entry(entry)), _) => {
+                memory.insert(key.as_ref(), entry, self.believed_until(now), now);
+            }
+            (Ok(Found::Unchanged), Some(known)) => {
+                memory.restamp(key.as_ref(), &known.version, self.believed_until(now));
+                self.stats.borrow_mut().revalidated += 1;
+            }
+            (Ok(Found::Absent), _) => {
+                memory.remove(key.as_ref());
+                self.absences.borrow_mut().remember(key, now);
+            }
+            (Ok(Found::Unchanged), None) | (Err(_), _) => {}
+        }
+    }
+
+    async fn put_through(&self, store: &T, key: &Key, write: Write, now: Timestamp) -> Result<Version, Refusal> {
+        let turn = self.inflight.begin_write(key).map_err(Refusal::Limit)?.await;
+        self.absences.borrow_mut().forget(key);
+        let unfinished = Unfinished { shard: self, key, is_known: false };
+        let Write { value, expires, condition, .. } = write;
+        let written = store.put(key, value.clone(), expires, condition).await;
+        match written {
+            Ok(version) => {
+                let entry = Entry { value, version, expires };
+                self.memory.borrow_mut().insert(key.as_ref(), &entry, self.believed_until(now), now);
+                unfinished.finish();
+                drop(turn); // Only now may the next writer begin.
+                Ok(entry.version)
+            }
+            Err(error) => Err(unfinished.fail(error)),
+        }
+    }
+
+    async fn delete_through(&self, store: &T, key: &Key, condition: Condition, now: Timestamp) -> Result<(), Refusal> {
+        let turn = self.inflight.begin_write(key).map_err(Refusal::Limit)?.await;
+        self.absences.borrow_mut().forget(key);
+        let unfinished = Unfinished { shard: self, key, is_known: false };
+        match store.delete(key, condition).await {
+            Ok(()) => {
+                self.memory.borrow_mut().remove(key.as_ref());
+                self.absences.borrow_mut().remember(key, now);
+                unfinished.finish();
+                drop(turn);
+                Ok(())
+            }
+            Err(error) => Err(unfinished.fail(error)),
+        }
+    }
+
+    fn put_in_memory(&self, key: KeyRef<'_>, write: Write, now: Timestamp) -> Result<Version, Refusal> {
+        let mut memory = self.memory.borrow_mut();
+        check_condition(&mut memory, key, &write.condition, now, Operation::Put)?;
+        let (bytes, bytes_max) = (write.value.len(), memory.value_bytes_max());
+        if bytes > bytes_max {
+            return Err(Refusal::ValueTooLarge { bytes, bytes_max });
+        }
+        let entry = Entry { value: write.value, version: self.own_version(), expires: write.expires };
+        if !memory.insert(key, &entry, None, now) && !entry.is_expired(now) {
+            return Err(Refusal::Limit(Limit::Memory));
+        }
+        Ok(entry.version)
+    }
+
+    fn delete_in_memory(&self, key: KeyRef<'_>, condition: &Condition, now: Timestamp) -> Result<(), Refusal> {
+        let mut memory = self.memory.borrow_mut();
+        check_condition(&mut memory, key, condition, now, Operation::Delete)?;
+        memory.remove(key);
+        Ok(())
+    }
+
+    /// A version for a value that no store has: it must differ from all others, also those from before a restart.
+    fn own_version(&self) -> Version {
+        let number = self.versions_given.replace(self.versions_given.get() + 1);
+        let text = format!("{:x}-{:x}-{number:x}", self.settings.incarnation, self.settings.core);
+        Version::new(Bytes::from(text)).expect("short and printable")
+    }
+
+    /// Write mode `through`: a level above the store's answer is not to be had, one below it needs write mode `back`.
+    fn check_ack(&self, ack: Ack) -> Result<(), Refusal> {
+        let has_store = self.store.is_some();
+        match (ack, has_store) {
+            (Ack::Default, _) | (Ack::S3, true) | (Ack::Memory, false) => Ok(()),
+            (Ack::S3 | Ack::Disk | Ack::Memory, _) => Err(Refusal::AckNotGiven { ack, has_store }),
+        }
+    }
+
+    fn check_owner(&self, hash: placement::KeyHash) {
+        // Whoever calls has just computed it to come here; once more would cost a tenth of a hit.
+        debug_assert_eq!(
+            placement::core(hash, self.settings.core_count),
+            self.settings.core,
+            "delivered to the wrong core"
+        );
+    }
+
+    fn believed_until(&self, now: Timestamp) -> Option<Timestamp> {
+        self.settings.believed_ms.map(|believed_ms| now.plus_ms(believed_ms))
+    }
+}
+
+fn check_condition(
+    memory: &mut Memory,
+    key: KeyRef<'_>,
+    condition: &Condition,
+    now: Timestamp,
+    operation: Operation,
+) -> Result<(), Refusal> {
+    let found = match memory.get(key, now) {
+        Lookup::Hit(entry) | Lookup::Stale(entry) => Some(entry),
+        Lookup::Miss => None,
+    };
+    let cause = match (condition, found) {
+        (Condition::IfVersion(version), found) if found.as_ref().map(|entry| &entry.version) != Some(version) => {
+            Cause::VersionMismatch
+        }
+        (Condition::IfAbsent, Some(_)) => Cause::AlreadyExists,
+        (Condition::Always | Condition::IfVersion(_) | Condition::IfAbsent, _) => return Ok(()),
+    };
+    Err(Refusal::Store(Error { operation, cause }))
+}
+
+/// A write of which the store has been told, or is about to be. Dropped, it makes memory forget the key: nobody knows
+/// what the store has.
+struct Unfinished<'a, T> {
+    shard: &'a Shard<T>,
+    key: &'a Key,
+    is_known: bool,
+}
+
+impl<T> Unfinished<'_, T> {
+    /// Memory agrees with the store.
+    fn finish(mut self) {
+        self.is_known = true;
+    }
+
+    fn fail(self, error: Error) -> Refusal {
+        if error.cause == Cause::Busy {
+            self.finish(); // The store was never told, and forgetting would make it busier.
+        }
+        Refusal::Store(error)
+    }
+}
+
+impl<T> Drop for Unfinished<'_, T> {
+    fn drop(&mut self) {
+        if !self.is_known {
+            self.shard.memory.borrow_mut().remove(self.key.as_ref());
+        }
+    }
+}
+
+impl<T> fmt::Debug for Shard<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Shard({:?}, {:?}, {:?})", self.settings, self.memory.borrow(), self.inflight)
+    }
+}

@@ -1,0 +1,302 @@
+//! All shards of a node, as one core sees them: its own is a function call away, the others a mailbox.
+//!
+//! ```text
+//!   get(key) ─┬ mine:  Shard::get
+//!             └ other: a ticket; request ─▶ mailbox ─▶ that core's run() ─▶ its Shard
+//!                      reply ◀── mailbox ◀────────────┘
+//!
+//!   ticket   Waiting ──reply──▶ Answered ──polled──▶ free
+//!               └─caller gone─▶ Abandoned ──reply──▶ free
+//! ```
+//! A ticket is free only when its reply has come, also where nobody waits for it any more. So never more replies are
+//! under way to a core than it has tickets, its mailbox for them has that many places, and a reply always fits. It also
+//! means that a ticket cannot be taken for an earlier one with the same number.
+
+use std::{
+    cell::RefCell,
+    fmt,
+    future::{Future, poll_fn},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+use futures::{StreamExt, future::Either, stream::FuturesUnordered};
+use milena_net::mesh::{Receiver, Refused, Sender};
+use milena_proto::{
+    cache_server::Ack,
+    key::{Key, KeyRef},
+    placement,
+};
+use milena_storage::{Condition, Tier, Timestamp, Version};
+use slab::Slab;
+
+pub use crate::message::mesh;
+use crate::{
+    message::{Answered, Asked, Ends, MESH_TICKETS_MAX, Reply, Request},
+    shard::{Answer, Limit, Refusal, Shard, Write},
+};
+
+/// Messages that a core takes from its mailboxes before it lets other tasks run.
+const MESSAGES_PER_TURN: usize = 128;
+
+/// The shards of a node, from one of its cores. Held by `Rc` on that core.
+pub struct Shards<T> {
+    core: usize,
+    shard: Rc<Shard<T>>,
+    ask: Vec<Sender<Asked>>,
+    tickets: RefCell<Slab<Ticket>>,
+}
+
+/// A request to another core whose reply has not come, or has not been looked at.
+enum Ticket {
+    Waiting(Option<Waker>),
+    Answered(Reply),
+    Abandoned,
+}
+
+impl<T: Tier + 'static> Shards<T> {
+    /// Joins this core's `shard` with the others, and the future that serves them: run it on a task of its own for as
+    /// long as the core lives.
+    pub fn new(ends: Ends, shard: Rc<Shard<T>>) -> (Rc<Self>, impl Future<Output = ()> + use<T>) {
+        let Ends { core, requests, replies, ask, answer } = ends;
+        let shards = Rc::new(Self { core, shard, ask, tickets: RefCell::default() });
+        let run = Rc::clone(&shards).run(requests, replies, answer);
+        (shards, run)
+    }
+
+    /// This core's own shard.
+    #[must_use]
+    pub fn mine(&self) -> &Rc<Shard<T>> {
+        &self.shard
+    }
+
+    /// As [`Shard::get`], on whichever core owns the key.
+    ///
+    /// # Errors
+    /// As there, and [`Limit::Tickets`], [`Limit::Requests`] or [`Refusal::Stopped`].
+    pub fn get(self: &Rc<Self>, key: KeyRef<'_>, now: Timestamp) -> impl Future<Output = Answer> + use<T> {
+        let core = self.core_of(key.hash());
+        if core == self.core {
+            return Either::Left(self.shard.get(key, now));
+        }
+        let asking = self.ask(core, Request::Get { key: key.to_key(), now });
+        Either::Right(async move {
+            match asking?.await {
+                Reply::Get(answer) => answer,
+                other => unreachable!("a Get was answered with {other:?}"),
+            }
+        })
+    }
+
+    /// As [`Shard::put`], on whichever core owns the key. On another core a write that was sent runs to its end there,
+    /// whatever becomes of this future.
+    ///
+    /// # Errors
+    /// As there, and as [`Shards::get`].
+    pub fn put(
+        self: &Rc<Self>,
+        key: Key,
+        write: Write,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<Version, Refusal>> + use<T> {
+        let core = self.core_of(key.hash());
+        if core == self.core {
+            return Either::Left(self.shard.put(key, write, now));
+        }
+        let asking = self.ask(core, Request::Put { key, write: Box::new(write), now });
+        Either::Right(async move {
+            match asking?.await {
+                Reply::Put(answer) => answer,
+                other => unreachable!("a Put was answered with {other:?}"),
+            }
+        })
+    }
+
+    /// As [`Shard::delete`], on whichever core owns the key; see [`Shards::put`].
+    ///
+    /// # Errors
+    /// As there, and as [`Shards::get`].
+    pub fn delete(
+        self: &Rc<Self>,
+        key: Key,
+        condition: Condition,
+        ack: Ack,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<(), Refusal>> + use<T> {
+        let core = self.core_of(key.hash());
+        if core == self.core {
+            return Either::Left(self.shard.delete(key, condition, ack, now));
+        }
+        let asking = self.ask(core, Request::Delete { key, condition, ack, now });
+        Either::Right(async move {
+            match asking?.await {
+                Reply::Delete(answer) => answer,
+                other => unreachable!("a Delete was answered with {other:?}"),
+            }
+        })
+    }
+
+    fn core_of(&self, hash: placement::KeyHash) -> usize {
+        placement::core(hash, self.ask.len())
+    }
+
+    /// Sends a request, and waits for its reply.
+    fn ask(self: &Rc<Self>, core: usize, request: Request) -> Result<Asking<T>, Refusal> {
+        let mut tickets = self.tickets.borrow_mut();
+        if tickets.len() >= MESH_TICKETS_MAX {
+            return Err(Refusal::Limit(Limit::Tickets));
+        }
+        let place = tickets.vacant_entry();
+        let number = place.key();
+        let ticket = u16::try_from(number).expect("below MESH_TICKETS_MAX");
+        let asker = u16::try_from(self.core).expect("below CORES_MAX");
+        self.ask[core].try_send(Asked { asker, ticket, request }).map_err(|refused| match refused {
+            Refused::Full(_) => Refusal::Limit(Limit::Requests),
+            Refused::Gone(_) => Refusal::Stopped,
+        })?;
+        place.insert(Ticket::Waiting(None));
+        self.shard.stats().forwarded += 1;
+        Ok(Asking { shards: Rc::clone(self), ticket: Some(number) })
+    }
+
+    /// Serves other cores' requests and takes in the replies to our own, until it is dropped.
+    ///
+    /// No request waits for another: what cannot be answered at once waits beside the others.
+    async fn run(
+        self: Rc<Self>,
+        mut requests: Receiver<Asked>,
+        mut replies: Receiver<Answered>,
+        answer: Vec<Sender<Answered>>,
+    ) {
+        let mut waiting = FuturesUnordered::new();
+        let turn = |cx: &mut Context<'_>| {
+            for _ in 0..MESSAGES_PER_TURN {
+                let mut is_idle = true;
+                if let Poll::Ready(Some(Answered { ticket, reply })) = replies.poll_recv(cx) {
+                    self.deliver(ticket, reply);
+                    is_idle = false;
+                }
+                if let Poll::Ready(Some(Asked { asker, ticket, request })) = requests.poll_recv(cx) {
+                    match self.answer_at_once(request) {
+                        Ok(reply) => send_reply(&answer, asker, Answered { ticket, reply }),
+                        Err(request) => waiting.push(answer_later(Rc::clone(&self.shard), asker, ticket, request)),
+                    }
+                    is_idle = false;
+                }
+                if let Poll::Ready(Some((asker, answered))) = waiting.poll_next_unpin(cx) {
+                    send_reply(&answer, asker, answered);
+                    is_idle = false;
+                }
+                if is_idle {
+                    return Poll::Pending;
+                }
+            }
+            cx.waker().wake_by_ref();
+            Poll::<()>::Pending
+        };
+        poll_fn(turn).await;
+    }
+
+    /// Answers what needs no waiting; what does comes back.
+    fn answer_at_once(&self, request: Request) -> Result<Reply, Request> {
+        match request {
+            Request::Get { ref key, now } => match self.shard.get_from_memory(key.as_ref(), now) {
+                Some(answer) => Ok(Reply::Get(answer)),
+                None => Err(request),
+            },
+            Request::Put { .. } | Request::Delete { .. } => Err(request),
+        }
+    }
+
+    /// Gives a reply to whoever waits for it.
+    fn deliver(&self, ticket: u16, reply: Reply) {
+        let number = usize::from(ticket);
+        let waker = {
+            let mut tickets = self.tickets.borrow_mut();
+            let ticket = tickets.get_mut(number).expect("a reply has a ticket");
+            match std::mem::replace(ticket, Ticket::Answered(reply)) {
+                Ticket::Waiting(waker) => waker,
+                Ticket::Abandoned => {
+                    tickets.remove(number);
+                    None
+                }
+                Ticket::Answered(_) => unreachable!("two replies to one ticket"),
+            }
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+async fn answer_later<T: Tier + 'static>(
+    shard: Rc<Shard<T>>,
+    asker: u16,
+    ticket: u16,
+    request: Request,
+) -> (u16, Answered) {
+    let reply = match request {
+        Request::Get { key, now } => Reply::Get(shard.get(key.as_ref(), now).await),
+        Request::Put { key, write, now } => Reply::Put(shard.put(key, *write, now).await),
+        Request::Delete { key, condition, ack, now } => Reply::Delete(shard.delete(key, condition, ack, now).await),
+    };
+    (asker, Answered { ticket, reply })
+}
+
+fn send_reply(answer: &[Sender<Answered>], asker: u16, answered: Answered) {
+    match answer[usize::from(asker)].try_send(answered) {
+        // A core that has stopped waits for nothing.
+        Ok(()) | Err(Refused::Gone(_)) => {}
+        Err(Refused::Full(_)) => panic!("a core has more replies coming than it has tickets"),
+    }
+}
+
+/// A request that was sent. Dropped, its reply will be thrown away.
+struct Asking<T> {
+    shards: Rc<Shards<T>>,
+    /// `None` once it is answered.
+    ticket: Option<usize>,
+}
+
+impl<T> Future for Asking<T> {
+    type Output = Reply;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Reply> {
+        let number = self.ticket.expect("polled after its answer");
+        let reply = {
+            let mut tickets = self.shards.tickets.borrow_mut();
+            match &mut tickets[number] {
+                Ticket::Waiting(waker) => {
+                    *waker = Some(cx.waker().clone());
+                    return Poll::Pending;
+                }
+                Ticket::Answered(_) => match tickets.remove(number) {
+                    Ticket::Answered(reply) => reply,
+                    Ticket::Waiting(_) | Ticket::Abandoned => unreachable!("it was answered a line ago"),
+                },
+                Ticket::Abandoned => unreachable!("only a caller that has gone abandons its ticket"),
+            }
+        };
+        self.ticket = None;
+        Poll::Ready(reply)
+    }
+}
+
+impl<T> Drop for Asking<T> {
+    fn drop(&mut self) {
+        let Some(number) = self.ticket else { return };
+        let mut tickets = self.shards.tickets.borrow_mut();
+        match tickets[number] {
+            Ticket::Waiting(_) => tickets[number] = Ticket::Abandoned,
+            Ticket::Answered(_) => drop(tickets.remove(number)),
+            Ticket::Abandoned => unreachable!("a caller goes once"),
+        }
+    }
+}
+
+impl<T> fmt::Debug for Shards<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Shards(core {} of {}, {} tickets)", self.core, self.ask.len(), self.tickets.borrow().len())
+    }
+}

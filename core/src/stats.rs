@@ -1,0 +1,24 @@
+//! What a core counts. Plain numbers that the core owns; the metrics page gets copies.
+
+use milena_storage::memory::Figures;
+
+/// One core's counters since its start, and its gauges.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    /// Gets answered from memory: `milena_cache_hits_total{tier="memory"}`.
+    pub hits_memory: u64,
+    /// Gets answered by the store: `milena_cache_hits_total{tier="s3"}`.
+    pub hits_store: u64,
+    /// Gets that found nothing: `milena_cache_misses_total`.
+    pub misses: u64,
+    /// Gets that shared another's fetch: `milena_coalesced_requests_total`.
+    pub coalesced: u64,
+    /// Copies that the store confirmed without sending them again.
+    pub revalidated: u64,
+    /// Requests sent to other cores: `milena_forwarded_requests_total`.
+    pub forwarded: u64,
+    /// Keys for which the store is being asked.
+    pub keys_in_flight: u64,
+    /// The memory tier: `milena_memory_bytes{what}`, `milena_memory_entries`, `milena_evictions_total{tier="memory"}`.
+    pub memory: Figures,
+}

@@ -1,0 +1,444 @@
+//! A whole node in this process, asked over gRPC on real sockets by our own client.
+
+use std::{
+    future::Future,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use milena_core::{
+    config::Config,
+    node::{self, Running},
+};
+use milena_net::{
+    cores::{Cores, CoresConfig},
+    grpc::{
+        client::{CallError, Channel, ChannelLimits},
+        status::{Code, RETRY_PUSHBACK, Status},
+    },
+    http2::limits::LINK,
+    shutdown::Shutdown,
+    stream::ReadBuffer,
+};
+use milena_proto::{
+    cache_server::{Ack, DeleteRequest, DeleteResponse, GetRequest, GetResponse, PutRequest, PutResponse, Tier},
+    grpc_health_v1::HealthCheckRequest,
+    method::{CACHE_DELETE, CACHE_GET, CACHE_PUT, HEALTH_CHECK, HEALTH_WATCH},
+    placement,
+};
+
+/// Longer than anything here takes; a call that hangs fails the test.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A node on free ports, alone unless told otherwise, with two cores and its own directory.
+fn start(dir: &Path, change: impl FnOnce(&mut Config)) -> Running {
+    let text = |text: &str| Some(text.to_owned());
+    let mut config = Config {
+        listen_addr: text("127.0.0.1:0"),
+        metrics_port: text("auto"),
+        cores: text("2"),
+        pin: text("false"),
+        memory: text("64MiB"),
+        data_dir: text(dir.to_str().unwrap()),
+        ..Config::default()
+    };
+    change(&mut config);
+    let settings = config.settings(2).unwrap_or_else(|error| panic!("{error}"));
+    let shutdown = Shutdown::new(node::stage_limits(settings.drain)).unwrap();
+    node::start(&settings, &shutdown).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Runs what `client` makes of a channel to `address`, on a core of its own.
+fn with_channel<T, Run>(address: SocketAddr, client: impl FnOnce(Channel) -> Run + Send + 'static) -> T
+where
+    T: Send + 'static,
+    Run: Future<Output = T> + 'static,
+{
+    let mut client = Some(client);
+    let make = move |_| {
+        let client = client.take().unwrap();
+        move || {
+            let limits = ChannelLimits { profile: &LINK, message_bytes_max: 80 << 20 };
+            client(Channel::new(&format!("http://{address}"), limits, &ReadBuffer::default()).unwrap())
+        }
+    };
+    let cores = Cores::start(CoresConfig { pin: false, ..CoresConfig::new(1) }, make).unwrap();
+    cores.join().pop().unwrap()
+}
+
+fn put_request(key: &[u8], value: &[u8]) -> PutRequest {
+    PutRequest {
+        key: Bytes::copy_from_slice(key),
+        bucket: "default".to_owned(),
+        value: Bytes::copy_from_slice(value),
+        ..PutRequest::default()
+    }
+}
+
+fn put(address: SocketAddr, request: PutRequest) -> Result<PutResponse, Status> {
+    let call = |channel: Channel| async move { channel.unary(CACHE_PUT, &request, Instant::now() + PATIENCE).await };
+    with_channel(address, call).map_err(|CallError { status, .. }| status)
+}
+
+fn get(address: SocketAddr, key: &[u8]) -> Result<GetResponse, Status> {
+    let request = GetRequest { key: Bytes::copy_from_slice(key), bucket: "default".to_owned() };
+    let call = |channel: Channel| async move { channel.unary(CACHE_GET, &request, Instant::now() + PATIENCE).await };
+    with_channel(address, call).map_err(|CallError { status, .. }| status)
+}
+
+fn delete(address: SocketAddr, request: DeleteRequest) -> Result<DeleteResponse, Status> {
+    let call = |channel: Channel| async move { channel.unary(CACHE_DELETE, &request, Instant::now() + PATIENCE).await };
+    with_channel(address, call).map_err(|CallError { status, .. }| status)
+}
+
+fn delete_request(key: &[u8]) -> DeleteRequest {
+    DeleteRequest { key: Bytes::copy_from_slice(key), bucket: "default".to_owned(), ..DeleteRequest::default() }
+}
+
+/// Status line and body of a page.
+fn page(node: &Running, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(node.metrics_addr.unwrap()).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.lines().next().unwrap().to_owned(), body.to_owned())
+}
+
+fn stop(node: Running) {
+    let stopped = node.stop();
+    assert_eq!(stopped.exit_code(), 0, "{stopped}");
+}
+
+#[test]
+fn a_value_is_the_same_on_every_port_and_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |_| {});
+    let ports = [node.addr, node.shard_addrs[0], node.shard_addrs[1]];
+    // Enough keys that each core owns some, so that each port passes some on.
+    let keys: Vec<Vec<u8>> = (0..8).map(|index| format!("key {index}").into_bytes()).collect();
+    for (index, key) in keys.iter().enumerate() {
+        let written = put(ports[index % 3], put_request(key, key)).unwrap();
+        assert!(written.successful && !written.version.is_empty());
+        for port in ports {
+            let found = get(port, key).unwrap();
+            assert!(found.successful);
+            assert_eq!((&*found.value, found.tier(), &found.version), (&**key, Tier::Memory, &written.version));
+        }
+    }
+    stop(node);
+
+    let node = start(dir.path(), |_| {});
+    for key in &keys {
+        assert_eq!(get(node.addr, key).unwrap().tier(), Tier::S3, "memory does not survive, the store does");
+        assert_eq!(get(node.addr, key).unwrap().tier(), Tier::Memory);
+    }
+    assert!(delete(node.addr, delete_request(&keys[0])).unwrap().successful);
+    assert_eq!(get(node.addr, &keys[0]).unwrap(), GetResponse::default());
+    stop(node);
+}
+
+#[test]
+fn an_empty_value_is_a_hit_and_an_absent_one_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |_| {});
+    put(node.addr, put_request(b"empty", b"")).unwrap();
+    let found = get(node.addr, b"empty").unwrap();
+    assert!(found.successful && found.value.is_empty());
+    assert!(!get(node.addr, b"absent").unwrap().successful);
+    stop(node);
+}
+
+#[test]
+fn values_up_to_the_limit_go_through_and_one_byte_more_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |config| config.value_max = Some("1MiB".to_owned()));
+    let mut value = vec![7; 1 << 20];
+    put(node.addr, put_request(b"large", &value)).unwrap();
+    assert_eq!(get(node.addr, b"large").unwrap().value, value);
+    value.push(7);
+    let refused = put(node.addr, put_request(b"larger", &value)).unwrap_err();
+    assert_eq!(refused.code, Code::InvalidArgument);
+    assert_eq!(refused.message, "value has 1048577 bytes; at most 1048576 are allowed");
+    // Too large to be a legal message at all.
+    let refused = put(node.addr, put_request(b"largest", &vec![7; 2 << 20])).unwrap_err();
+    assert_eq!(refused.code, Code::ResourceExhausted);
+    stop(node);
+}
+
+#[test]
+fn a_value_with_a_life_tells_what_is_left_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |_| {});
+    put(node.addr, PutRequest { ttl_ms: 3_600_000, ..put_request(b"k", b"v") }).unwrap();
+    let ttl_ms = get(node.addr, b"k").unwrap().ttl_ms;
+    assert!((1..=3_600_000).contains(&ttl_ms), "{ttl_ms}");
+    put(node.addr, PutRequest { ttl_ms: 1, ..put_request(b"short", b"v") }).unwrap();
+    let end = Instant::now() + PATIENCE;
+    while get(node.addr, b"short").unwrap().successful {
+        assert!(Instant::now() < end, "it lives for ever");
+    }
+    stop(node);
+}
+
+#[test]
+fn what_a_caller_got_wrong_is_told_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |_| {});
+    let bucket = |bucket: &str| PutRequest { bucket: bucket.to_owned(), ..put_request(b"k", b"v") };
+    for (request, text) in [
+        (bucket(""), "bucket has 0 characters; 1 to 63 are allowed"),
+        (bucket("a_b"), "bucket has '_' at position 1; letters, digits and '-' are allowed"),
+        (put_request(b"", b"v"), "key has 0 bytes; 1 to 1024 are allowed"),
+        (put_request(&[b'k'; 1025], b"v"), "key has 1025 bytes; 1 to 1024 are allowed"),
+        (PutRequest { ack: 9, ..put_request(b"k", b"v") }, "ack is 9; 0 to 3 are allowed"),
+        (
+            PutRequest { if_version: "a b".to_owned(), ..put_request(b"k", b"v") },
+            "if_version has 3 bytes; 1 to 1024 printable ASCII characters are allowed",
+        ),
+        (
+            PutRequest { if_version: "v".to_owned(), if_absent: true, ..put_request(b"k", b"v") },
+            "if_version and if_absent are both set; one of them is allowed",
+        ),
+    ] {
+        let refused = put(node.addr, request).unwrap_err();
+        assert_eq!((refused.code, &*refused.message), (Code::InvalidArgument, text));
+    }
+    let call = |channel: Channel| async move {
+        let garbage = Bytes::from_static(b"\x0a\xff\xff");
+        let mut codes = Vec::new();
+        for path in [CACHE_GET.path, CACHE_PUT.path, CACHE_DELETE.path] {
+            codes.push(channel.call(path, garbage.clone(), Instant::now() + PATIENCE).await.unwrap_err().status.code);
+        }
+        let batch = channel.call("/cache_server.Cache/BatchGet", Bytes::new(), Instant::now() + PATIENCE).await;
+        (codes, batch.unwrap_err().status.code)
+    };
+    let (codes, batch) = with_channel(node.addr, call);
+    assert_eq!(codes, [Code::InvalidArgument; 3]);
+    assert_eq!(batch, Code::Unimplemented, "batches are for a later version");
+    stop(node);
+}
+
+#[test]
+fn conditions_hold_or_nothing_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |_| {});
+    let first = put(node.addr, PutRequest { if_absent: true, ..put_request(b"k", b"1") }).unwrap().version;
+    let again = put(node.addr, PutRequest { if_absent: true, ..put_request(b"k", b"2") }).unwrap_err();
+    assert_eq!(again.code, Code::AlreadyExists);
+    let second = put(node.addr, PutRequest { if_version: first.clone(), ..put_request(b"k", b"2") }).unwrap().version;
+    let late = put(node.addr, PutRequest { if_version: first.clone(), ..put_request(b"k", b"3") }).unwrap_err();
+    assert_eq!(late.code, Code::Aborted);
+    assert_eq!(
+        delete(node.addr, DeleteRequest { if_version: first, ..delete_request(b"k") }).unwrap_err().code,
+        Code::Aborted
+    );
+    assert_eq!(get(node.addr, b"k").unwrap().value, &b"2"[..]);
+    delete(node.addr, DeleteRequest { if_version: second, ..delete_request(b"k") }).unwrap();
+    stop(node);
+}
+
+#[test]
+fn a_level_of_acknowledgement_that_cannot_be_had_is_refused_and_nothing_is_written() {
+    for (store, possible, impossible) in [
+        (None, [Ack::Default, Ack::S3], [Ack::Disk, Ack::Memory]),
+        (Some("none"), [Ack::Default, Ack::Memory], [Ack::S3, Ack::Disk]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let node = start(dir.path(), |config| config.store = store.map(str::to_owned));
+        for ack in impossible {
+            let refused = put(node.addr, PutRequest { ack: ack.into(), ..put_request(b"k", b"v") }).unwrap_err();
+            assert_eq!(refused.code, Code::FailedPrecondition, "{refused}");
+            assert!(
+                refused.message.starts_with(&format!("ack is {}, and this node has ", ack.as_str_name())),
+                "{refused}"
+            );
+            assert!(!get(node.addr, b"k").unwrap().successful);
+        }
+        for ack in possible {
+            put(node.addr, PutRequest { ack: ack.into(), ..put_request(b"k", b"v") }).unwrap();
+        }
+        assert!(get(node.addr, b"k").unwrap().successful);
+        stop(node);
+    }
+}
+
+#[test]
+fn a_node_starts_and_serves_while_its_store_is_away() {
+    // Nobody listens there.
+    let away = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |config| {
+        config.s3_bucket = Some("kv-prod".to_owned());
+        config.s3_endpoint = Some(format!("http://{away}"));
+        config.aws_access_key_id = Some("id".to_owned());
+        config.aws_secret_access_key = Some("secret".parse().unwrap());
+    });
+    assert_eq!(page(&node, "/ready").0, "HTTP/1.1 200 OK");
+    let failed = get(node.addr, b"k").unwrap_err();
+    assert_eq!(failed.code, Code::Unavailable, "{failed}");
+    assert_eq!(put(node.addr, put_request(b"k", b"v")).unwrap_err().code, Code::Unavailable);
+    let health = |channel: Channel| async move {
+        channel.unary(HEALTH_CHECK, &HealthCheckRequest::default(), Instant::now() + PATIENCE).await
+    };
+    assert_eq!(with_channel(node.addr, health).unwrap().status, 1, "SERVING");
+    stop(node);
+}
+
+#[test]
+fn credentials_that_are_missing_are_a_matter_of_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |config| config.s3_bucket = Some("kv-prod".to_owned()));
+    let refused = get(node.addr, b"k").unwrap_err();
+    assert_eq!(refused.code, Code::FailedPrecondition, "{refused}");
+    stop(node);
+}
+
+#[test]
+fn the_page_counts_what_was_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |_| {});
+    put(node.addr, put_request(b"k", b"v")).unwrap();
+    for _ in 0..3 {
+        get(node.addr, b"k").unwrap();
+    }
+    get(node.addr, b"absent").unwrap();
+    put(node.addr, put_request(b"", b"v")).unwrap_err();
+    assert_eq!(page(&node, "/health").0, "HTTP/1.1 200 OK");
+    let (_, metrics) = page(&node, "/metrics");
+    for line in [
+        "milena_cache_requests_total{op=\"get\"} 4",
+        "milena_cache_requests_total{op=\"put\"} 2",
+        "milena_cache_hits_total{tier=\"memory\"} 3",
+        "milena_cache_misses_total 1",
+        "milena_cache_errors_total{op=\"put\",code=\"INVALID_ARGUMENT\"} 1",
+        "milena_operation_duration_seconds_count{op=\"get\",tier=\"memory\"} 3",
+        "milena_cores_silent 0.0",
+    ] {
+        assert!(metrics.lines().any(|other| other == line), "no {line} in\n{metrics}");
+    }
+    stop(node);
+}
+
+#[test]
+fn a_node_whose_router_is_away_serves_and_says_that_it_is_not_ready() {
+    let away = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |config| config.router_addr = Some(away.to_string()));
+    put(node.addr, put_request(b"k", b"v")).unwrap();
+    assert!(get(node.addr, b"k").unwrap().successful);
+    let (status, reason) = page(&node, "/ready");
+    assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
+    assert_eq!(reason, format!("not joined yet: no answer from http://{away}\n"));
+    stop(node);
+}
+
+#[test]
+fn ports_and_directories_in_use_are_refused_readably() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |_| {});
+    let refused = |change: &dyn Fn(&mut Config)| {
+        let mut config = Config {
+            listen_addr: Some("127.0.0.1:0".to_owned()),
+            metrics_port: Some("0".to_owned()),
+            data_dir: Some(dir.path().join("second").to_str().unwrap().to_owned()),
+            ..Config::default()
+        };
+        change(&mut config);
+        let settings = config.settings(1).unwrap();
+        let shutdown = Shutdown::new(node::stage_limits(settings.drain)).unwrap();
+        node::start(&settings, &shutdown).map(|_| ()).unwrap_err().to_string()
+    };
+    let in_use = refused(&|config| config.listen_addr = Some(node.addr.to_string()));
+    assert!(in_use.starts_with(&format!("cannot listen on {}: the port is in use", node.addr)), "{in_use}");
+    let taken_page = node.metrics_addr.unwrap();
+    let in_use = refused(&|config| config.metrics_port = Some(taken_page.port().to_string()));
+    assert!(in_use.contains(&format!("cannot listen on {taken_page}: the port is in use")), "{in_use}");
+    let in_use = refused(&|config| config.data_dir = Some(dir.path().to_str().unwrap().to_owned()));
+    assert!(in_use.contains("another process holds LOCK"), "{in_use}");
+    let file = dir.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    let not_writable = refused(&|config| config.store = Some(format!("file://{}/store", file.display())));
+    assert!(not_writable.contains(file.to_str().unwrap()), "{not_writable}");
+    stop(node);
+}
+
+#[test]
+fn a_stop_waits_for_writes_under_way_and_refuses_new_connections() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |_| {});
+    let address = node.addr;
+    let writer = thread::spawn(move || {
+        let write = |channel: Channel| async move {
+            let mut accepted = 0_u32;
+            loop {
+                let request = put_request(format!("k{accepted}").as_bytes(), b"v");
+                match channel.unary(CACHE_PUT, &request, Instant::now() + PATIENCE).await {
+                    Ok(_) => accepted += 1,
+                    Err(error) => return (accepted, error.status.code),
+                }
+            }
+        };
+        with_channel(address, write)
+    });
+    while !get(address, b"k10").unwrap().successful {}
+    stop(node);
+    let (accepted, code) = writer.join().unwrap();
+    assert_eq!(code, Code::Unavailable);
+    assert!(TcpStream::connect(address).is_err());
+
+    let node = start(dir.path(), |_| {});
+    for index in 0..accepted {
+        assert!(get(node.addr, format!("k{index}").as_bytes()).unwrap().successful, "k{index} was accepted");
+    }
+    stop(node);
+}
+
+#[test]
+fn a_stop_does_not_wait_for_those_who_watch() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |config| config.drain_seconds = Some("600".to_owned()));
+    let (tell, watching) = mpsc::channel();
+    let address = node.addr;
+    let watcher = thread::spawn(move || {
+        let watch = move |channel: Channel| async move {
+            let deadline = Instant::now() + Duration::from_secs(600);
+            let watch = channel.call(HEALTH_WATCH.path, Bytes::new(), deadline);
+            // On one connection, what was asked later is answered later.
+            channel.unary(HEALTH_CHECK, &HealthCheckRequest::default(), deadline).await.unwrap();
+            tell.send(()).unwrap();
+            watch.await.map(drop)
+        };
+        with_channel(address, watch)
+    });
+    watching.recv().unwrap();
+    stop(node);
+    assert!(watcher.join().unwrap().is_err(), "a watch ends with a status");
+}
+
+#[test]
+fn too_many_requests_come_with_a_time_to_wait() {
+    // One thread that writes and a queue behind it: writes of one key wait for each other, up to a limit with a name.
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |config| config.s3_write_threads = Some("1".to_owned()));
+    let call = |channel: Channel| async move {
+        let request = put_request(b"one key", b"v");
+        let calls = (0..400).map(|_| channel.unary(CACHE_PUT, &request, Instant::now() + PATIENCE));
+        futures::future::join_all(calls).await
+    };
+    let key = placement::key_hash(b"default", b"one key");
+    let owner = node.shard_addrs[placement::core(key, 2)];
+    let answers = with_channel(owner, call);
+    let refused: Vec<_> = answers.into_iter().filter_map(Result::err).collect();
+    assert!(!refused.is_empty(), "400 writes of one key at once are beyond its limit");
+    for CallError { status, .. } in refused {
+        assert_eq!(status.code, Code::ResourceExhausted, "{status}");
+        assert!(status.trailer(&RETRY_PUSHBACK).is_some());
+    }
+    stop(node);
+}

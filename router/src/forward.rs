@@ -1,0 +1,372 @@
+//! Gets, Puts and Deletes on their way to the node that owns their key, and back.
+//!
+//! ```text
+//!   message ─ bucket, key ─▶ limits ─▶ view: slot, core ─▶ peers: may it be asked? ─▶ channel of that core's address
+//!      │                                                                                  │
+//!      └────────────────────────── the same bytes, another path ──────────────────────────┤
+//!                                                                                         ▼
+//!   answer ◀── its bytes, or its status and trailers ◀──── once more, if the rules allow ── node
+//! ```
+//! Only bucket and key are read; what else a message holds is between client and node. When a retry is allowed stands in
+//! `peers.rs`.
+
+use std::{
+    borrow::Cow,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::HeaderName;
+use milena_net::grpc::{
+    client::{CallError, Done, Response},
+    metadata,
+    server::{Message, Request},
+    status::{Code, RETRY_PUSHBACK, Status},
+};
+use milena_proto::{
+    key::KeyRef,
+    method::{CACHE_DELETE, CACHE_GET, CACHE_PUT},
+};
+use prost::encoding::{WireType, decode_key, decode_varint};
+
+use crate::{
+    peers::{Access, Barred, Call, Ending},
+    rate_limit::Limited,
+    service::Desk,
+    stats::Op,
+};
+
+/// How long a call may take whose caller set no deadline.
+pub const DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
+
+/// Less time than this is not worth a call.
+const DEADLINE_MIN: Duration = Duration::from_millis(1);
+
+/// What a caller is told to wait, in milliseconds, when a node has too many calls in the air.
+const PUSHBACK_FULL_MS: u32 = 100;
+
+/// The trailer of a node that does not own the key it was asked for: the epoch that it knows.
+pub const OWNER_EPOCH: HeaderName = HeaderName::from_static("milena-owner-epoch");
+
+/// A call that is passed on.
+#[derive(Clone, Copy, Debug)]
+pub struct Forwarded {
+    /// For metrics.
+    pub op: Op,
+    path: &'static str,
+    access: Access,
+}
+
+/// A Get.
+pub const GET: Forwarded = Forwarded { op: Op::Get, path: CACHE_GET.path, access: Access::Read };
+/// A Put.
+pub const PUT: Forwarded = Forwarded { op: Op::Put, path: CACHE_PUT.path, access: Access::Write };
+/// A Delete.
+pub const DELETE: Forwarded = Forwarded { op: Op::Delete, path: CACHE_DELETE.path, access: Access::Write };
+
+/// Passes `request` on to the owner of its key and brings back what that one says.
+///
+/// # Errors
+/// The node's own status with its trailers, or one of the router's: see "Limits and statuses" in OPERATIONS.md.
+pub(crate) async fn forward(desk: Rc<Desk>, call: Forwarded, request: Request) -> Result<Message, Status> {
+    let now = Instant::now();
+    let Request { message, deadline, peer, .. } = request;
+    let deadline = deadline.unwrap_or(now + DEADLINE_DEFAULT);
+    let key = KeyRef::in_message(&message).map_err(|error| invalid(error.to_string()))?;
+    check_value(&message, desk.value_bytes_max)?;
+    desk.rates.borrow_mut().admit(peer, key.bucket(), now).map_err(|limited| turn_away(&desk, limited))?;
+
+    let mut air = InTheAir::begin(&desk);
+    let failure = match attempt(&desk, call, key, &message, deadline).await {
+        Ok(response) => return Ok(Message::from(response.message)),
+        Err(failure) => failure,
+    };
+    let has_time = deadline.saturating_duration_since(Instant::now()) >= DEADLINE_MIN;
+    if !(has_time && failure.may_be_repeated(call.access) && air.begin_retry()) {
+        return Err(failure.into_status(call.access));
+    }
+    desk.stats.borrow_mut().retries += 1;
+    let outcome = attempt(&desk, call, key, &message, deadline).await;
+    outcome.map(|response| Message::from(response.message)).map_err(|failure| failure.into_status(call.access))
+}
+
+/// One call to the node that the view of this moment names.
+async fn attempt(
+    desk: &Rc<Desk>,
+    call: Forwarded,
+    key: KeyRef<'_>,
+    message: &Bytes,
+    deadline: Instant,
+) -> Result<Response, Failure> {
+    if deadline.saturating_duration_since(Instant::now()) < DEADLINE_MIN {
+        return Err(Failure::Ours(Status::new(Code::DeadlineExceeded, "the deadline passed at the router")));
+    }
+    let (in_the_air, channel) = {
+        // Nothing of the view is kept, not even a count of who holds it: other cores hold it too.
+        let view = desk.view.borrow();
+        let Some(owner) = view.owner(key) else {
+            return Err(Failure::Ours(Status::new(Code::Unavailable, "no node is alive that could own the key")));
+        };
+        let begun = desk.peers.borrow_mut().begin(owner.slot);
+        let begun = begun.map_err(|barred| match barred {
+            Barred::Open => Failure::Ours(Status::new(
+                Code::Unavailable,
+                format!("node {} does not answer; it is tried again in the background", owner.member),
+            )),
+            Barred::Full => Failure::Ours(Status::resource_exhausted(
+                format!("node {} has too many calls in the air", owner.member),
+                PUSHBACK_FULL_MS,
+            )),
+        })?;
+        // From here on the call is given back, also when this future is dropped.
+        let in_the_air = Asked { desk, call: Some(begun) };
+        let address = owner.member.address_of(owner.core);
+        let channel = desk.channels.borrow_mut().to(address).map_err(|error| {
+            Failure::Ours(Status::new(Code::Unavailable, format!("node {}: {error}", owner.member)))
+        })?;
+        (in_the_air, channel)
+    };
+    // The channel is held until the answer is there: it ends with its last holder.
+    let outcome = channel.call(call.path, message.clone(), deadline).await;
+    in_the_air.end(match &outcome {
+        Ok(_) => Ending::Answered,
+        Err(error) => ending(error),
+    });
+    outcome.map_err(|error| match error.done {
+        Done::Answered if is_not_owner(&error.status) => Failure::NotOwner(error.status),
+        Done::Answered => Failure::Theirs(error.status),
+        Done::No | Done::Unknown => Failure::Broken(error),
+    })
+}
+
+/// What a failed call says about the node.
+fn ending(error: &CallError) -> Ending {
+    match (error.done, error.status.code) {
+        (Done::Answered, _) => Ending::Answered,
+        (_, Code::Unavailable) => Ending::Broken,
+        // Our own queue was full, or the time was up: it may be slow, or the caller impatient.
+        (_, Code::ResourceExhausted | Code::DeadlineExceeded) => Ending::Abandoned,
+        // It reset the stream, or sent nonsense; somebody is there.
+        _ => Ending::Answered,
+    }
+}
+
+fn is_not_owner(status: &Status) -> bool {
+    status.code == Code::FailedPrecondition && status.trailer(&OWNER_EPOCH).is_some()
+}
+
+/// Why an attempt brought no answer.
+enum Failure {
+    /// The router's own doing: the node was not asked.
+    Ours(Status),
+    /// The node's answer.
+    Theirs(Status),
+    /// The node's answer: it does not own the key, and has done nothing.
+    NotOwner(Status),
+    /// No answer.
+    Broken(CallError),
+}
+
+impl Failure {
+    fn may_be_repeated(&self, access: Access) -> bool {
+        match self {
+            Self::Ours(_) | Self::Theirs(_) => false,
+            Self::NotOwner(_) => true,
+            Self::Broken(error) => error.status.code == Code::Unavailable && access.may_repeat(error.done == Done::No),
+        }
+    }
+
+    fn into_status(self, access: Access) -> Status {
+        match self {
+            Self::Ours(status) => status,
+            Self::Theirs(mut status) | Self::NotOwner(mut status) => {
+                status.trailers.retain(|(name, _)| metadata::is_custom(name) || *name == RETRY_PUSHBACK);
+                status
+            }
+            Self::Broken(CallError { status, done: Done::Unknown }) if access == Access::Write => {
+                Status { message: Cow::Owned(format!("outcome unknown: {}", status.message)), ..status }
+            }
+            Self::Broken(CallError { status, .. }) => status,
+        }
+    }
+}
+
+/// A call to a node, given back however it ends.
+struct Asked<'a> {
+    desk: &'a Desk,
+    call: Option<Call>,
+}
+
+impl Asked<'_> {
+    fn end(mut self, ending: Ending) {
+        self.give_back(ending);
+    }
+
+    fn give_back(&mut self, ending: Ending) {
+        if let Some(call) = self.call.take() {
+            self.desk.end_call(call, ending);
+        }
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.give_back(Ending::Abandoned);
+    }
+}
+
+/// A request under way, with or without its retry.
+struct InTheAir<'a> {
+    desk: &'a Desk,
+    is_retried: bool,
+}
+
+impl<'a> InTheAir<'a> {
+    fn begin(desk: &'a Desk) -> Self {
+        desk.peers.borrow_mut().begin_request();
+        Self { desk, is_retried: false }
+    }
+
+    fn begin_retry(&mut self) -> bool {
+        self.is_retried = self.desk.peers.borrow_mut().begin_retry();
+        self.is_retried
+    }
+}
+
+impl Drop for InTheAir<'_> {
+    fn drop(&mut self) {
+        self.desk.peers.borrow_mut().end_request(self.is_retried);
+    }
+}
+
+fn invalid(text: String) -> Status {
+    Status::new(Code::InvalidArgument, text)
+}
+
+fn turn_away(desk: &Desk, limited: Limited) -> Status {
+    desk.stats.borrow_mut().limited[limited.by as usize] += 1;
+    let pushback_ms = u32::try_from(limited.wait.as_millis() + 1).unwrap_or(u32::MAX);
+    Status::resource_exhausted(format!("the rate limit of this {} is reached", limited.by.name()), pushback_ms)
+}
+
+/// The field of a Put that holds its value; in a Get and a Delete it is nothing of this size.
+const VALUE_FIELD: u32 = 3;
+
+/// Refuses a value that is too large before it travels any further. Costs nothing for a message that cannot hold one.
+fn check_value(message: &[u8], value_bytes_max: usize) -> Result<(), Status> {
+    if message.len() <= value_bytes_max {
+        return Ok(());
+    }
+    match value_bytes(message) {
+        Some(found) if found > value_bytes_max => {
+            Err(invalid(format!("value has {found} bytes; at most {value_bytes_max} are allowed")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The length of the last field 3 of a message.
+fn value_bytes(message: &[u8]) -> Option<usize> {
+    let mut found = None;
+    let mut rest = message;
+    while !rest.is_empty() {
+        let (tag, wire_type) = decode_key(&mut rest).ok()?;
+        let skipped_bytes = match wire_type {
+            WireType::Varint => {
+                decode_varint(&mut rest).ok()?;
+                0
+            }
+            WireType::SixtyFourBit => 8,
+            WireType::ThirtyTwoBit => 4,
+            WireType::LengthDelimited => usize::try_from(decode_varint(&mut rest).ok()?).ok()?,
+            WireType::StartGroup | WireType::EndGroup => return None,
+        };
+        if (tag, wire_type) == (VALUE_FIELD, WireType::LengthDelimited) {
+            found = Some(skipped_bytes);
+        }
+        rest = rest.get(skipped_bytes..)?;
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use milena_proto::router_server::PutRequest;
+    use prost::Message as _;
+
+    use super::*;
+
+    fn broken(code: Code, done: Done) -> Failure {
+        Failure::Broken(CallError { status: Status::new(code, "http://a:1: lost"), done })
+    }
+
+    #[test]
+    fn a_value_is_measured_and_the_limit_is_its_own_not_the_messages() {
+        let put = |value_bytes: usize| {
+            PutRequest {
+                key: Bytes::from_static(b"k"),
+                bucket: "b".into(),
+                value: vec![0; value_bytes].into(),
+                ttl_ms: 9,
+                if_version: "v".repeat(100),
+                ..Default::default()
+            }
+            .encode_to_vec()
+        };
+        assert!(check_value(&put(1000), 1000).is_ok());
+        let status = check_value(&put(1001), 1000).unwrap_err();
+        assert_eq!(
+            (status.code, &*status.message),
+            (Code::InvalidArgument, "value has 1001 bytes; at most 1000 are allowed")
+        );
+    }
+
+    #[test]
+    fn a_write_whose_outcome_is_unknown_is_not_repeated_and_says_so() {
+        let failure = broken(Code::Unavailable, Done::Unknown);
+        assert!(!failure.may_be_repeated(Access::Write));
+        assert!(failure.may_be_repeated(Access::Read));
+        let status = failure.into_status(Access::Write);
+        assert_eq!((status.code, &*status.message), (Code::Unavailable, "outcome unknown: http://a:1: lost"));
+    }
+
+    #[test]
+    fn a_write_that_certainly_was_not_done_is_repeated() {
+        assert!(broken(Code::Unavailable, Done::No).may_be_repeated(Access::Write));
+        let not_owner =
+            Status::new(Code::FailedPrecondition, "not mine").with_trailer(OWNER_EPOCH, HeaderValue::from(7));
+        assert!(is_not_owner(&not_owner));
+        assert!(Failure::NotOwner(not_owner).may_be_repeated(Access::Write));
+    }
+
+    #[test]
+    fn what_a_node_said_and_what_took_too_long_is_not_repeated() {
+        let says_no = Status::new(Code::FailedPrecondition, "no such bucket");
+        assert!(!is_not_owner(&says_no));
+        assert!(!Failure::Theirs(says_no).may_be_repeated(Access::Read));
+        assert!(!broken(Code::DeadlineExceeded, Done::Unknown).may_be_repeated(Access::Read));
+        assert!(!broken(Code::ResourceExhausted, Done::No).may_be_repeated(Access::Read));
+    }
+
+    #[test]
+    fn a_nodes_status_comes_back_with_its_own_trailers_and_without_those_of_its_connection() {
+        let mut status = Status::resource_exhausted("busy", 70);
+        status = status.with_trailer(OWNER_EPOCH, HeaderValue::from(3));
+        status = status.with_trailer(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        let status = Failure::Theirs(status).into_status(Access::Read);
+        let names: Vec<&str> = status.trailers.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["grpc-retry-pushback-ms", "milena-owner-epoch"]);
+    }
+
+    #[test]
+    fn only_a_broken_connection_counts_against_a_node() {
+        let ending = |code, done| ending(&CallError { status: Status::new(code, ""), done });
+        assert_eq!(ending(Code::Unavailable, Done::No), Ending::Broken);
+        assert_eq!(ending(Code::Unavailable, Done::Unknown), Ending::Broken);
+        assert_eq!(ending(Code::Unavailable, Done::Answered), Ending::Answered, "its store is down, it is not");
+        assert_eq!(ending(Code::DeadlineExceeded, Done::Unknown), Ending::Abandoned);
+        assert_eq!(ending(Code::Internal, Done::Unknown), Ending::Answered);
+    }
+}
