@@ -215,10 +215,7 @@ impl<T: Send + 'static> Cores<T> {
                     // Nobody listens when another core has failed before; then nobody starts us either.
                     let _ = report.send(outcome);
                     let make_future = started.recv().ok()?;
-                    Some(wakeful::run(&executor?, async move {
-                        glommio::spawn_local(heartbeat()).detach();
-                        make_future().await
-                    }))
+                    Some(wakeful::run(&executor?, async move { make_future().await }))
                 })
                 .map_err(|source| StartError::Thread { core, source })?;
             threads.push(thread);
@@ -258,21 +255,6 @@ fn executor(config: &CoresConfig, cpu: Option<usize>) -> io::Result<LocalExecuto
         .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
         .make()
         .map_err(io::Error::from)
-}
-
-/// The longest that a core sleeps.
-///
-/// The runtime's loop runs what is ready and sleeps when there is nothing. But its pass over the queues answers the same
-/// to "nothing is left" and to "a timer of mine went off before I began", and it sleeps after both: on a busy machine a
-/// request in a thousand then waited for whatever came next on that core, and there might be nothing. It is mended
-/// upstream after 0.12.0 (glommio/glommio, pull request 53); when a release has it, **delete this**. Until then such a
-/// request waits for one beat. A hundred wake-ups a second are a thousandth of an idle core.
-const HEARTBEAT: Duration = Duration::from_millis(10);
-
-async fn heartbeat() {
-    loop {
-        glommio::timer::sleep(HEARTBEAT).await;
-    }
 }
 
 /// On the stack of a core's thread. Release builds abort at the panic itself; this makes tests and debuggers see the same.
