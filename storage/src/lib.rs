@@ -7,8 +7,8 @@
 
 pub mod entry;
 pub mod error;
-pub mod object;
 pub mod memory;
+pub mod object;
 pub mod tier;
 
 pub use entry::{Entry, Timestamp, Version};
