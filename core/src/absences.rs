@@ -52,6 +52,12 @@ impl Absences {
         self.order.push_back((key.clone(), now));
     }
 
+    /// Forgets all of them: somebody else may have written.
+    pub(crate) fn forget_all(&mut self) {
+        self.keys.clear();
+        self.order.clear();
+    }
+
     /// Forgets `key`: somebody writes it.
     pub(crate) fn forget(&mut self, key: &Key) {
         self.keys.remove(key);

@@ -88,26 +88,18 @@ pub async fn write(mut complaints: mesh::Receiver<Complaint>) {
     while let Some(complaint) = complaints.recv().await {
         let Some(passed_over) = said.hear(&complaint, Instant::now()) else { continue };
         let Complaint { trouble, text } = complaint;
-        let (consequence, hint) = match trouble {
-            Trouble::Unavailable => ("cached keys are answered, others fail until it is back", ""),
-            Trouble::Unknown => ("the cached copy is dropped", ""),
-            Trouble::Denied => (
-                "requests for the store fail until this is solved",
-                "; hint: check the credentials and what they may do",
-            ),
-            Trouble::Misconfigured => (
-                "requests for the store fail until this is solved",
-                "; hint: check STORE, AWS_REGION and the credentials",
-            ),
-            Trouble::Corrupt => ("the entry is not answered", ""),
-        };
         let since = if passed_over == 0 { String::new() } else { format!(" ({passed_over} more since the last line)") };
+        // The store's texts say what fails and what to do where they can know it.
         match trouble {
             Trouble::Denied | Trouble::Misconfigured | Trouble::Corrupt => {
-                tracing::error!(target: "milena_core::store", "{text}; {consequence}{hint}{since}");
+                tracing::error!(target: "milena_core::store", "{text}{since}");
             }
-            Trouble::Unavailable | Trouble::Unknown => {
-                tracing::warn!(target: "milena_core::store", "{text}; {consequence}{hint}{since}");
+            Trouble::Unavailable => {
+                let consequence = "what is in memory is answered, the rest fails until the store is back";
+                tracing::warn!(target: "milena_core::store", "{text}; {consequence}{since}");
+            }
+            Trouble::Unknown => {
+                tracing::warn!(target: "milena_core::store", "{text}; the cached copy is dropped{since}");
             }
         }
     }

@@ -924,7 +924,7 @@ mod tests {
         for (written, named) in [
             (["STORE=gs://b", "S3_BUCKET="], "STORE=gs://b: "),
             (["STORE=file://", "S3_BUCKET="], "STORE=file://: "),
-            (["STORE=s3://", "S3_BUCKET="], "STORE=: "),
+            (["STORE=s3://", "S3_BUCKET="], "STORE=s3://: "),
             (["S3_BUCKET=a b", "STORE="], "S3_BUCKET=a b: "),
             (["S3_BUCKET=kv-prod", "S3_KEY_LAYOUT=sha1"], "S3_KEY_LAYOUT=sha1: "),
             (["S3_BUCKET=kv-prod", "S3_ENDPOINT=localhost:9000"], "S3_ENDPOINT=localhost:9000: "),

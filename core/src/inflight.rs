@@ -122,6 +122,15 @@ impl Inflight {
         self.keys.borrow().len()
     }
 
+    /// What is in the air may be older than what others have written: it fills nothing and is shared with nobody who comes
+    /// from here on. O(keys in the air).
+    pub(crate) fn revoke_all(&self) {
+        for fetch in self.keys.borrow_mut().values_mut().filter_map(|air| air.fetch.as_mut()) {
+            fetch.may_fill = false;
+            fetch.may_be_shared = false;
+        }
+    }
+
     /// A reader's turn. O(1).
     ///
     /// # Errors

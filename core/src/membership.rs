@@ -6,7 +6,9 @@
 //!      ▲                └── no answer: 1 s, then at most 2 s; refused: 5 s ──▶ waiting
 //!      └── one such circle for each router of ROUTER_ADDR; the node is a member while any lease lasts
 //! ```
-//! A router that is gone changes nothing for those who already talk to this node: it serves on, and joins again.
+//! A router that is gone changes nothing for those who already talk to this node: it serves on, and joins again. But the
+//! keys of a node whose lease ran out may have been written elsewhere meanwhile: before such a node asks to come back, all
+//! its cores stop believing what they remember ([`Tenures`]; rule T of ARCHITECTURE.md), and only then it is asked anything.
 //! The arithmetic is pure ([`Membership`]: events and time in, decisions out); the loop that sends is [`Links::keep`].
 
 use std::{
@@ -23,13 +25,14 @@ use std::{
 use futures::future::{self, Either};
 use milena_net::{
     grpc::{
-        client::{CallError, Channel},
+        client::{CallError, Channel, Done},
         status::Code,
     },
-    task,
+    mesh, task,
 };
 use milena_proto::{
-    method::{ROUTER_JOIN, ROUTER_LEAVE},
+    grpc_health_v1::HealthCheckRequest,
+    method::{HEALTH_CHECK, ROUTER_JOIN, ROUTER_LEAVE},
     placement::mix64,
     router_server::{JoinRequest, JoinResponse, LeaveRequest},
 };
@@ -219,6 +222,8 @@ pub struct Links {
     pub routers: Vec<(String, Channel)>,
     /// What every Join says; the epoch is filled in.
     pub announcement: JoinRequest,
+    /// To tell the cores that they may have missed something.
+    pub tenures: Tenures,
     /// What comes of it. Nothing here holds a borrow of it while it waits.
     pub membership: Rc<RefCell<Membership>>,
 }
@@ -246,11 +251,17 @@ impl Links {
 
     async fn join(&self, router: usize) {
         let (address, channel) = &self.routers[router];
-        let epoch = {
-            let mut membership = self.membership.borrow_mut();
-            membership.asked(router);
-            membership.epoch()
+        self.membership.borrow_mut().asked(router);
+        let may_have_missed = {
+            let membership = self.membership.borrow();
+            membership.has_joined() && !membership.is_member(Instant::now())
         };
+        // Only when there is somebody to come back to: whoever still asks us directly is better served from memory.
+        if may_have_missed && self.is_there(router).await {
+            tracing::info!("the lease ran out; what is in memory is unverified before {address} hears of us again");
+            self.tenures.end().await;
+        }
+        let epoch = self.membership.borrow().epoch();
         let request = JoinRequest { epoch, ..self.announcement.clone() };
         let sent = Instant::now();
         let answer = channel.unary(ROUTER_JOIN, &request, sent + JOIN_DEADLINE).await;
@@ -277,6 +288,14 @@ impl Links {
         }
     }
 
+    /// Whether a router says anything at all.
+    async fn is_there(&self, router: usize) -> bool {
+        let (_, channel) = &self.routers[router];
+        let deadline = Instant::now() + JOIN_DEADLINE;
+        let answer = channel.unary(HEALTH_CHECK, &HealthCheckRequest::default(), deadline).await;
+        answer.map_or_else(|error| error.done == Done::Answered, |_| true)
+    }
+
     async fn leave(&self, router: usize) {
         let (address, channel) = &self.routers[router];
         if !self.membership.borrow().is_known_to(router) {
@@ -290,6 +309,33 @@ impl Links {
                 tracing::warn!("router {address} did not hear the goodbye: {}; it will miss us", error.status);
             }
         }
+    }
+}
+
+/// The way from membership to every core, to end a tenure.
+#[derive(Debug)]
+pub struct Tenures {
+    /// One for each core, with room for one message of each router's link.
+    pub cores: Vec<mesh::Sender<TenureEnd>>,
+}
+
+/// Tells a core that its tenure is over. It drops this when that is done, which is how its sender knows.
+#[derive(Debug)]
+pub struct TenureEnd(#[expect(dead_code, reason = "its end is the message")] mesh::Sender<()>);
+
+impl Tenures {
+    /// Returns when every core that runs has stopped believing what it remembers.
+    async fn end(&self) {
+        let (end, mut ended) = mesh::mailbox(1);
+        for core in &self.cores {
+            match core.try_send(TenureEnd(end.clone())) {
+                Ok(()) | Err(mesh::Refused::Gone(_)) => {} // It has stopped: it answers nothing any more.
+                Err(mesh::Refused::Full(_)) => panic!("each router's link ends one tenure at a time"),
+            }
+        }
+        drop(end);
+        let nothing = ended.recv().await;
+        debug_assert_eq!(nothing, None);
     }
 }
 

@@ -53,8 +53,8 @@ use crate::{
     complaints::{self, COMPLAINTS_WAITING_MAX, Complaint},
     config::{Settings, ShardPorts, Size},
     membership::{
-        Identity, JOIN_DEADLINE, LEAVE_DEADLINE, Links, Membership, NoAddressError, NodeDir, NodeDirError,
-        address_facing,
+        Identity, JOIN_DEADLINE, LEAVE_DEADLINE, Links, Membership, NoAddressError, NodeDir, NodeDirError, TenureEnd,
+        Tenures, address_facing,
     },
     message::{self, Ends},
     report::{self, Report},
@@ -143,6 +143,8 @@ pub fn start(settings: &Settings, shutdown: &Shutdown) -> Result<Running, StartE
     let page = page.transpose().map_err(StartError::Page)?;
     let metrics_addr = page.as_ref().map(Page::local_addr);
 
+    let link_count = settings.routers.len().max(1);
+    let (end_tenure, tenure_ends): (Vec<_>, Vec<_>) = (0..settings.cores).map(|_| mesh::mailbox(link_count)).unzip();
     let (complain, complaints) = mesh::mailbox(COMPLAINTS_WAITING_MAX);
     let mut core_0 = Some(CoreZero {
         announcement,
@@ -150,11 +152,13 @@ pub fn start(settings: &Settings, shutdown: &Shutdown) -> Result<Running, StartE
         incarnation: node_dir.identity.incarnation,
         complaints,
         ready,
+        tenures: Tenures { cores: end_tenure },
     });
-    let each = message::mesh(settings.cores).into_iter().zip(reports).zip(common).zip(own);
-    let mut parts = each.map(|(((ends, reports), common), own)| Part {
+    let each = message::mesh(settings.cores).into_iter().zip(reports).zip(tenure_ends).zip(common).zip(own);
+    let mut parts = each.map(|((((ends, reports), tenure_ends), common), own)| Part {
         ends,
         reports,
+        tenure_ends,
         common,
         own,
         pools: pools.clone(),
@@ -269,14 +273,8 @@ fn say_started(
         settings.store,
         identity.node_id,
     );
-    match &settings.store {
-        StoreConfig::None => tracing::warn!("STORE=none: memory only, nothing survives this process"),
-        StoreConfig::S3(s3) if s3.credentials.is_none() => tracing::error!(
-            "{}: there are no credentials; cached keys are answered, others fail; hint: set AWS_ACCESS_KEY_ID and \
-             AWS_SECRET_ACCESS_KEY",
-            settings.store
-        ),
-        StoreConfig::S3(_) | StoreConfig::Directory(_) => {}
+    if settings.store == StoreConfig::None {
+        tracing::warn!("STORE=none: memory only, nothing survives this process");
     }
     if settings.routers.is_empty() {
         tracing::info!("ROUTER_ADDR is not set: this node stands alone");
@@ -287,6 +285,7 @@ fn say_started(
 struct Part {
     ends: Ends,
     reports: mesh::Receiver<Reporter<Report>>,
+    tenure_ends: mesh::Receiver<TenureEnd>,
     common: Listener,
     own: Listener,
     pools: Option<Arc<Pools>>,
@@ -304,6 +303,7 @@ struct CoreZero {
     incarnation: u64,
     complaints: mesh::Receiver<Complaint>,
     ready: mesh::Receiver<Reporter<Result<(), String>>>,
+    tenures: Tenures,
 }
 
 type CacheServer = Server<CacheService<Object>>;
@@ -311,7 +311,8 @@ type CacheServer = Server<CacheService<Object>>;
 impl Part {
     /// A core's life, from the first connection to its counters.
     async fn run(self, core: usize, mut participant: Participant) -> Report {
-        let Self { ends, reports, common, own, pools, complain, core_0, shutdown, incarnation, settings } = self;
+        let Self { ends, reports, tenure_ends, common, own, pools, complain, core_0, shutdown, incarnation, settings } =
+            self;
         let store = pools.map(Object::new).map(|(object, answers)| {
             task::spawn(answers.run());
             object
@@ -320,6 +321,7 @@ impl Part {
         let (shards, mesh) = Shards::new(ends, Rc::clone(&shard));
         task::spawn(mesh);
         task::spawn(tidy(Rc::clone(&shard)));
+        task::spawn(end_tenures(tenure_ends, Rc::clone(&shard)));
 
         let health = Health::new(&SERVICES);
         let service = Rc::new(CacheService::new(
@@ -428,6 +430,13 @@ async fn tidy(shard: Rc<Shard<Object>>) {
     }
 }
 
+/// Stops believing what this core remembers, whenever membership says so.
+async fn end_tenures(mut ends: mesh::Receiver<TenureEnd>, shard: Rc<Shard<Object>>) {
+    while let Some(_end) = ends.recv().await {
+        shard.end_tenure(); // And then `_end` is dropped, which tells membership that it is done.
+    }
+}
+
 /// Answers what the page asks of this core, for as long as there is a page.
 async fn answer_all<R: Send>(mut questions: mesh::Receiver<Reporter<R>>, answer: impl Fn() -> R) {
     while let Some(asker) = questions.recv().await {
@@ -444,7 +453,7 @@ struct Duties {
 
 impl CoreZero {
     fn begin(self, store: Option<Object>, complain: mesh::Sender<Complaint>) -> Duties {
-        let Self { announcement, routers, incarnation, complaints, ready } = self;
+        let Self { announcement, routers, incarnation, complaints, ready, tenures } = self;
         task::spawn(complaints::write(complaints));
         if let Some(store) = store {
             task::spawn(try_store(store, complain));
@@ -460,7 +469,7 @@ impl CoreZero {
             let channel = Channel::new(&router, limits, &buffer).expect("http://host:port, as settings are");
             (router, channel)
         };
-        let links = Links { membership, routers: routers.into_iter().map(channel).collect(), announcement };
+        let links = Links { membership, routers: routers.into_iter().map(channel).collect(), announcement, tenures };
         task::spawn(async move {
             links.keep(stopped.map(drop).shared()).await;
             // Core 0 may have been told to part meanwhile.

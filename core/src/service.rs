@@ -388,12 +388,12 @@ fn status_of(refusal: &Refusal, complaints: &mesh::Sender<Complaint>) -> Status 
 
 fn status_of_store(error: &Error) -> Status {
     let code = match error.cause {
-        Cause::Unavailable(_) | Cause::OutcomeUnknown(_) => Code::Unavailable,
+        // Damaged on the way or damaged there: another attempt tells, not the caller.
+        Cause::Unavailable(_) | Cause::OutcomeUnknown(_) | Cause::Corrupt(_) => Code::Unavailable,
         Cause::PermissionDenied(_) => Code::PermissionDenied,
         Cause::Misconfigured(_) => Code::FailedPrecondition,
         Cause::VersionMismatch => Code::Aborted,
         Cause::AlreadyExists => Code::AlreadyExists,
-        Cause::Corrupt(_) => Code::DataLoss,
         Cause::Busy => return Status::resource_exhausted(error.to_string(), PUSHBACK_MS),
     };
     Status::new(code, error.to_string())

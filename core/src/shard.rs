@@ -72,6 +72,8 @@ pub struct Shard<T> {
     inflight: Rc<Inflight>,
     stats: RefCell<Stats>,
     versions_given: Cell<u64>,
+    /// Counts the times that this node's keys may have been another's.
+    tenure: Cell<u64>,
 }
 
 /// What a Get found.
@@ -183,6 +185,7 @@ impl<T: Tier + 'static> Shard<T> {
             inflight: Inflight::new(rules),
             stats: RefCell::default(),
             versions_given: Cell::new(0),
+            tenure: Cell::new(0),
         })
     }
 
@@ -250,6 +253,21 @@ impl<T: Tier + 'static> Shard<T> {
                 None => shard.delete_in_memory(key.as_ref(), &condition, now),
             }
         }
+    }
+
+    /// This node was not a member for a while, so others may have written its keys: every copy is unverified, and the
+    /// store is asked whether it is still the current one before it is answered. What was asked of the store before now
+    /// fills nothing. Some nanoseconds for each entry, at once; a rare event.
+    ///
+    /// Without a store there is nobody to ask, and memory goes on as it is.
+    pub fn end_tenure(&self) {
+        if self.store.is_none() {
+            return;
+        }
+        self.tenure.set(self.tenure.get() + 1);
+        self.memory.borrow_mut().doubt_all();
+        self.absences.borrow_mut().forget_all();
+        self.inflight.revoke_all();
     }
 
     /// Drops entries whose life is over, a bounded number of them, and says whether there may be more. Once a second.
@@ -409,12 +427,18 @@ impl<T: Tier + 'static> Shard<T> {
         self.absences.borrow_mut().forget(key);
         let unfinished = Unfinished { shard: self, key, is_known: false };
         let Write { value, expires, condition, .. } = write;
+        let tenure = self.tenure.get();
         let written = store.put(key, value.clone(), expires, condition).await;
         match written {
             Ok(version) => {
                 let entry = Entry { value, version, expires };
-                self.memory.borrow_mut().insert(key.as_ref(), &entry, self.believed_until(now), now);
-                unfinished.finish();
+                if self.tenure.get() == tenure {
+                    self.memory.borrow_mut().insert(key.as_ref(), &entry, self.believed_until(now), now);
+                    unfinished.finish();
+                } else {
+                    // Written, and perhaps replaced by another node since: nothing is known about the key.
+                    drop(unfinished);
+                }
                 drop(turn); // Only now may the next writer begin.
                 Ok(entry.version)
             }

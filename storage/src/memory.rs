@@ -188,6 +188,11 @@ impl Memory {
         true
     }
 
+    /// Believes no copy any more until its version has been asked for. Some nanoseconds for each entry.
+    pub fn doubt_all(&mut self) {
+        self.slots.doubt_all();
+    }
+
     /// Believes the copy under `key` until `believed_until`, if it is still the one with this version.
     pub fn restamp(&mut self, key: KeyRef<'_>, version: &Version, believed_until: Option<Timestamp>) {
         if let Some(index) = self.find_version(key, version) {

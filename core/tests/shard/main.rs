@@ -528,6 +528,61 @@ fn a_write_during_a_revalidation_is_what_is_read_afterwards() {
     assert_eq!(world.get("a"), some("2"));
 }
 
+// Rule T.
+#[test]
+fn after_a_tenure_a_copy_is_asked_for_before_it_is_answered() {
+    let world = world();
+    world.put("same", "1");
+    world.put("replaced", "1");
+    world.put("removed", "1");
+    world.store.set("replaced", "2"); // by another node, while this one was no member
+    world.store.remove("removed");
+    assert_eq!(world.get("replaced"), some("1"));
+    world.shard.end_tenure();
+    assert_eq!(world.source("same"), Some(Source::Store));
+    assert_eq!(world.source("same"), Some(Source::Memory), "confirmed once is enough");
+    assert_eq!(world.get("replaced"), some("2"));
+    assert_eq!(world.get("removed"), None);
+}
+
+// Rule T.
+#[test]
+fn what_was_asked_of_the_store_before_a_tenure_ended_fills_nothing_and_is_not_shared_after_it() {
+    let world = world();
+    world.store.hold_get("a");
+    let before = world.start_get("a");
+    world.shard.end_tenure();
+    let mut after = world.start_get("a");
+    world.store.release_get("a", Some("old"));
+    assert_eq!(value(before.finish()), some("old"));
+    world.store.set("a", "new");
+    assert!(!after.is_done(), "it waits for the next answer");
+    world.store.release_get_as_it_is("a");
+    assert_eq!(value(after.finish()), some("new"));
+    assert_eq!(world.get("a"), some("new"));
+}
+
+// Rule T.
+#[test]
+fn a_write_that_was_under_way_when_a_tenure_ended_leaves_nothing_in_memory() {
+    let world = world();
+    world.store.hold_write("a");
+    let put = world.start_put("a", write("1"));
+    world.shard.end_tenure();
+    world.store.release_write("a");
+    put.finish().unwrap();
+    world.store.set("a", "2"); // by another node, after ours
+    assert_eq!(world.get("a"), some("2"));
+}
+
+#[test]
+fn without_a_store_a_tenure_that_ends_changes_nothing() {
+    let world = world_without_store();
+    world.put("a", "1");
+    world.shard.end_tenure();
+    assert_eq!(world.get("a"), some("1"));
+}
+
 #[test]
 fn a_value_past_its_life_is_a_miss_also_if_the_store_still_has_it() {
     let world = world();

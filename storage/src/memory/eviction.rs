@@ -113,6 +113,11 @@ impl Slots {
         }
     }
 
+    /// No copy is believed any more. O(slots).
+    pub(super) fn doubt_all(&mut self) {
+        self.pages.iter_mut().flatten().for_each(|slot| slot.believed_until_s = 0);
+    }
+
     /// The slot that has not been used for longest.
     pub(super) fn oldest(&self) -> Option<u32> {
         (self.oldest != NONE).then_some(self.oldest)

@@ -179,28 +179,30 @@ impl StoreConfig {
     /// The first setting that makes no sense.
     pub fn read(settings: &StoreSettings<'_>) -> Result<Self, StoreConfigError> {
         let setting = settings.setting;
-        let (bucket_setting, place) = match (given(settings.store), given(settings.s3_bucket)) {
+        // Read first: a word that makes no sense is refused also where it would not matter.
+        let layout = match given(settings.s3_key_layout) {
+            None | Some("plain") => KeyLayout::Plain,
+            Some("md5") => KeyLayout::Md5,
+            Some(found) => return Err(StoreConfigError::Layout { found: found.into() }),
+        };
+        let (bucket_setting, found, place) = match (given(settings.store), given(settings.s3_bucket)) {
             (Some("none"), _) => return Ok(Self::None),
             (Some(store), _) => match store.split_once("://") {
-                Some(("s3", place)) => (setting, place),
+                Some(("s3", place)) => (setting, store, place),
                 Some(("file", path)) => return directory(setting, store, path),
                 _ => return Err(StoreConfigError::Store { setting, found: store.into() }),
             },
-            (None, Some(bucket)) => ("S3_BUCKET", bucket),
+            (None, Some(bucket)) => ("S3_BUCKET", bucket, bucket),
             (None, None) => return Ok(Self::Directory(settings.data_dir.join(STORE_FOLDER))),
         };
         let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
         if !is_bucket(bucket) {
-            return Err(StoreConfigError::Bucket { setting: bucket_setting, found: place.into() });
+            return Err(StoreConfigError::Bucket { setting: bucket_setting, found: found.into() });
         }
         Ok(Self::S3(Box::new(S3Config {
             bucket: address(settings, bucket)?,
             prefix: checked_prefix(bucket_setting, prefix)?,
-            layout: match given(settings.s3_key_layout) {
-                None | Some("plain") => KeyLayout::Plain,
-                Some("md5") => KeyLayout::Md5,
-                Some(found) => return Err(StoreConfigError::Layout { found: found.into() }),
-            },
+            layout,
             credentials: Credentials::read(settings)?,
         })))
     }

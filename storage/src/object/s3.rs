@@ -616,8 +616,8 @@ impl S3 {
 
     fn no_credentials(&self) -> Arc<str> {
         Arc::from(format!(
-            "{}: there are no credentials; nothing is read or written; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY \
-             (and AWS_SESSION_TOKEN with temporary ones)",
+            "{}: there are no credentials; nothing is read or written; hint: set AWS_ACCESS_KEY_ID and \
+             AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN with temporary ones)",
             self.place()
         ))
     }
