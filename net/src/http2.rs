@@ -837,7 +837,8 @@ impl<T> Connection<T> {
     /// Whether everything is said and the socket may be closed once the outbox is empty.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        let is_going = self.drain == Drain::Named || self.is_peer_going;
+        // A client that says goodbye closes the connection itself, and may have a PING on its way that wants an answer.
+        let is_going = self.drain == Drain::Named || (self.is_peer_going && self.role == Role::Client);
         self.fault.is_some() || (is_going && self.streams.len() == 0)
     }
 

@@ -6,7 +6,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicU16, AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -36,10 +36,21 @@ pub(crate) fn wait_until<T>(what: &str, bound: Duration, mut condition: impl FnM
     }
 }
 
-/// An address that nobody listens on now.
+/// An address that nobody listens on now, and that no outgoing connection takes while its program is away: Linux takes
+/// those from 32,768 to 60,999 (`net.ipv4.ip_local_port_range`), the S3 server of the tests its own from 12,000 to 32,010.
 pub(crate) fn free_address() -> SocketAddr {
-    let held = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port on loopback");
-    held.local_addr().expect("bound")
+    const FIRST: u16 = 61_100;
+    const COUNT: u16 = 4_000;
+    static GIVEN: AtomicU16 = AtomicU16::new(0);
+    let start = u16::try_from(std::process::id() % u32::from(COUNT)).expect("less than COUNT");
+    loop {
+        let number = GIVEN.fetch_add(1, Ordering::Relaxed);
+        assert!(number < COUNT, "every port was given once");
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, FIRST + (start + number) % COUNT));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// Where `cargo` put the programs: beside the folder of this test.
