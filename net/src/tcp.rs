@@ -11,7 +11,8 @@ use std::{
     fmt, io,
     net::{SocketAddr, TcpListener},
     os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use glommio::{io::PollableFd, net::TcpStream};
@@ -84,14 +85,27 @@ pub(crate) fn listen_blocking(address: SocketAddr) -> Result<(TcpListener, Socke
     Ok((listener.socket, listener.address))
 }
 
+/// How long a port that is in use is asked for again. A process that was killed is gone before its listeners are: the kernel
+/// undoes its rings afterwards, and they hold the sockets; who restarts it at once should not have to know.
+const RELEASE_MAX: Duration = Duration::from_secs(1);
+const RELEASE_STEP: Duration = Duration::from_millis(20);
+
+/// Blocks for [`RELEASE_MAX`] at most: to be called before there are cores.
 fn bind(address: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // Connections of an earlier process that still linger do not hold the port; one that listens does.
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(reuse_port)?;
     set_options(&SockRef::from(&socket))?;
-    socket.bind(&address.into())?;
-    Ok(socket)
+    let patience = Instant::now() + RELEASE_MAX;
+    loop {
+        match socket.bind(&address.into()) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < patience => {
+                thread::sleep(RELEASE_STEP);
+            }
+            bound => return bound.map(|()| socket),
+        }
+    }
 }
 
 fn set_options(socket: &SockRef<'_>) -> io::Result<()> {

@@ -221,19 +221,18 @@ fn every_answer_of_a_broken_store_has_its_status_and_never_a_wrong_value() {
     let scene = Scene::start("broken");
     let client = scene.client();
     let cases = [
-        (Fault::Status(500, "InternalError"), &[Code::Unavailable][..]),
-        (Fault::Status(503, "SlowDown"), &[Code::Unavailable]),
-        (Fault::Status(403, "AccessDenied"), &[Code::PermissionDenied]),
-        (Fault::Status(404, "NoSuchBucket"), &[Code::FailedPrecondition]),
-        (Fault::Status(404, "NoSuchKey"), &[Code::Ok]),
-        (Fault::Truncate(10), &[Code::Unavailable]),
-        // As long as it says, and yet not what was written: its checksum tells. The ten bytes too many may come in the
-        // place of the next answer on that connection, which is then none.
-        (Fault::Lie(-10), &[Code::DataLoss, Code::Unavailable]),
-        (Fault::Flip, &[Code::DataLoss]),
+        (Fault::Status(500, "InternalError"), Code::Unavailable),
+        (Fault::Status(503, "SlowDown"), Code::Unavailable),
+        (Fault::Status(403, "AccessDenied"), Code::PermissionDenied),
+        (Fault::Status(404, "NoSuchBucket"), Code::FailedPrecondition),
+        (Fault::Status(404, "NoSuchKey"), Code::Ok),
+        (Fault::Truncate(10), Code::Unavailable),
+        // As long as it says, and yet not what was written: its checksum tells.
+        (Fault::Lie(-10), Code::Unavailable),
+        (Fault::Flip, Code::Unavailable),
         // The rest never comes: whoever asks waits as long as it has said it would.
-        (Fault::Lie(10), &[Code::DeadlineExceeded]),
-        (Fault::Raw("this is not HTTP\r\n\r\n"), &[Code::Unavailable]),
+        (Fault::Lie(10), Code::DeadlineExceeded),
+        (Fault::Raw("this is not HTTP\r\n\r\n"), Code::Unavailable),
     ];
     for (number, (fault, expected)) in cases.into_iter().enumerate() {
         let key = format!("broken-{number}");
@@ -252,7 +251,7 @@ fn every_answer_of_a_broken_store_has_its_status_and_never_a_wrong_value() {
             }
             // tonic gives up by itself, too, and calls it CANCELLED.
             let said = if code(&answer) == Code::Cancelled { Code::DeadlineExceeded } else { code(&answer) };
-            expected.contains(&said).then_some(())
+            (said == expected).then_some(())
         });
     }
     assert_eq!(client.get("broken-0").unwrap().as_deref(), Some(VALUE.as_bytes()));

@@ -62,7 +62,7 @@ pub static LINK: Profile = Profile {
     connection_window_bytes: 32 << 20,
     frame_bytes_max: 64 << 10,
     header_list_bytes_max: 16 << 10,
-    held_bytes_max: 256 << 20,
+    held_bytes_max: 512 << 20,
     resets: Allowance { burst: 65_536, per_second: 65_536 },
     idle_frames: Allowance { burst: 65_536, per_second: 65_536 },
     handshake: Duration::from_secs(10),
