@@ -412,6 +412,7 @@ impl<T> Connection<T> {
             return Err(Fault::Stream(id, Reason::PROTOCOL_ERROR));
         }
         stream.receive.received(flow_bytes).map_err(|Overflow| Fault::Stream(id, Reason::FLOW_CONTROL_ERROR))?;
+        stream.receive.take(flow_bytes - payload.len()); // Padding goes nowhere.
         if let Some(due) = &mut stream.due_bytes {
             // Section 8.1.1: a content-length that does not match makes the message malformed.
             *due = due.checked_sub(payload.len() as u64).ok_or(Fault::Stream(id, Reason::PROTOCOL_ERROR))?;
@@ -710,6 +711,25 @@ impl<T> Connection<T> {
     #[must_use]
     pub fn has_backlog(&self, key: StreamKey) -> bool {
         self.streams.get(key).is_some_and(|stream| !stream.backlog.parts.is_empty())
+    }
+
+    /// From now on the peer may send on this stream only as much as we have [passed on](Connection::pass_on), and a
+    /// window more.
+    pub fn hold_window(&mut self, key: StreamKey) {
+        if let Some(stream) = self.streams.get_mut(key) {
+            stream.receive.hold();
+        }
+    }
+
+    /// `bytes` that came on a stream whose window is [held](Connection::hold_window) have gone where they belong.
+    pub fn pass_on(&mut self, key: StreamKey, bytes: usize) {
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        stream.receive.take(bytes);
+        if !stream.is_remote_done
+            && let Some(update) = stream.receive.update()
+        {
+            self.put_frame(frame::WindowUpdate::new(key.id.into(), update).into());
+        }
     }
 
     /// Says the head of a response; with `is_end`, nothing follows it.

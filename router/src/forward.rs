@@ -7,6 +7,8 @@
 //!                                                                                         ▼
 //!   answer ◀── its bytes, or its status and trailers ◀──── once more, if the rules allow ── node
 //! ```
+//! A large answer is passed on as it comes, no faster than its caller reads: none of it is put together here.
+//!
 //! Only bucket and key are read; what else a message holds is between client and node. When a retry is allowed stands in
 //! `peers.rs`.
 
@@ -19,9 +21,9 @@ use std::{
 use bytes::Bytes;
 use http::HeaderName;
 use milena_net::grpc::{
-    client::{CallError, Done, Response},
+    client::{Answer, CallError, Done},
     metadata,
-    server::{Message, Request},
+    server::{Message, Reply, Request},
     status::{Code, RETRY_PUSHBACK, Status},
 };
 use milena_proto::{
@@ -69,7 +71,7 @@ pub const DELETE: Forwarded = Forwarded { op: Op::Delete, path: CACHE_DELETE.pat
 ///
 /// # Errors
 /// The node's own status with its trailers, or one of the router's: see "Limits and statuses" in OPERATIONS.md.
-pub(crate) async fn forward(desk: Rc<Desk>, call: Forwarded, request: Request) -> Result<Message, Status> {
+pub(crate) async fn forward(desk: Rc<Desk>, call: Forwarded, request: Request) -> Result<Reply, Status> {
     let now = Instant::now();
     let Request { message, deadline, peer, .. } = request;
     let deadline = deadline.unwrap_or(now + DEADLINE_DEFAULT);
@@ -79,7 +81,7 @@ pub(crate) async fn forward(desk: Rc<Desk>, call: Forwarded, request: Request) -
 
     let mut air = InTheAir::begin(&desk);
     let failure = match attempt(&desk, call, key, &message, deadline).await {
-        Ok(response) => return Ok(Message::from(response.message)),
+        Ok(answer) => return Ok(pass_on(answer)),
         Err(failure) => failure,
     };
     let has_time = deadline.saturating_duration_since(Instant::now()) >= DEADLINE_MIN;
@@ -88,7 +90,14 @@ pub(crate) async fn forward(desk: Rc<Desk>, call: Forwarded, request: Request) -
     }
     desk.stats.borrow_mut().retries += 1;
     let outcome = attempt(&desk, call, key, &message, deadline).await;
-    outcome.map(|response| Message::from(response.message)).map_err(|failure| failure.into_status(call.access))
+    outcome.map(pass_on).map_err(|failure| failure.into_status(call.access))
+}
+
+fn pass_on(answer: Answer) -> Reply {
+    match answer {
+        Answer::Whole(response) => Reply::Message(Message::from(response.message)),
+        Answer::Parts(body) => Reply::Parts(body),
+    }
 }
 
 /// One call to the node that the view of this moment names.
@@ -98,7 +107,7 @@ async fn attempt(
     key: KeyRef<'_>,
     message: &Bytes,
     deadline: Instant,
-) -> Result<Response, Failure> {
+) -> Result<Answer, Failure> {
     if deadline.saturating_duration_since(Instant::now()) < DEADLINE_MIN {
         return Err(Failure::Ours(Status::new(Code::DeadlineExceeded, "the deadline passed at the router")));
     }
@@ -128,7 +137,7 @@ async fn attempt(
         (in_the_air, channel)
     };
     // The channel is held until the answer is there: it ends with its last holder.
-    let outcome = channel.call(call.path, message.clone(), deadline).await;
+    let outcome = channel.call_in_parts(call.path, message.clone(), deadline).await;
     in_the_air.end(match &outcome {
         Ok(_) => Ending::Answered,
         Err(error) => ending(error),

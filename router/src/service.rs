@@ -368,7 +368,7 @@ impl Service for RouterService {
         Box::pin(async move {
             let counted = Counted { desk: Rc::clone(&desk), op: method.op(), code: Code::Cancelled };
             let outcome = match method {
-                Method::Forward(call) => forward::forward(desk, call, request).await.map(Reply::Message),
+                Method::Forward(call) => forward::forward(desk, call, request).await,
                 Method::Join => desk.join(request.message).await.map(Reply::Message),
                 Method::Leave => desk.leave(request.message).await.map(Reply::Message),
                 Method::Topology => desk.topology(false),
@@ -391,7 +391,7 @@ impl Counted {
         let reply = outcome.unwrap_or_else(Reply::Failed);
         self.code = match &reply {
             Reply::Failed(status) => status.code,
-            Reply::Message(_) | Reply::Watch(_) => Code::Ok,
+            Reply::Message(_) | Reply::Parts(_) | Reply::Watch(_) => Code::Ok,
         };
         reply
     }

@@ -273,10 +273,10 @@ def test_a_window_of_one_byte_gets_its_answer_byte_by_byte(door, key):
 
 
 def test_a_client_that_stops_reading_costs_a_bounded_amount_and_nobody_else_waits(starter, open_door, key):
-    node = starter.node(STORE="none", MEMORY="1GiB")
     router = starter.router()
+    node = starter.node(STORE="none", MEMORY="1GiB", ROUTER_ADDR=f"http://{router.address}")
     front = open_door.router(router.address)
-    front.stub.Join(front.pb.JoinRequest(address=f"http://{node.address}"), timeout=20)
+    wait_until(lambda: front.stub.Topology(front.pb.TopologyRequest(), timeout=20).slots, 20, "the node has joined")
     value = os.urandom(5 * MIB)
     front.put(key, value)
     assert front.get(key).value == value
@@ -294,6 +294,16 @@ def test_a_client_that_stops_reading_costs_a_bounded_amount_and_nobody_else_wait
             grown = program.resident_bytes() - before
             assert grown < 150 * MIB, f"{program.name} grew by {grown // MIB} MiB for one client that does not read"
     assert front.get(key).value == value
+
+
+def test_forty_large_answers_asked_for_at_once_all_come_on_one_connection(door, key):
+    """More than a connection may have waiting: whoever reads, however slowly, gets everything."""
+    value = os.urandom(5 * MIB)
+    door.put(key, value)
+    request = door.pb.GetRequest(key=key, bucket="default")
+    answers = [door.stub.Get.future(request, timeout=60) for _ in range(40)]
+    for answer in answers:
+        assert answer.result().value == value
 
 
 def test_five_thousand_idle_connections_are_held_and_others_served(starter, open_door):

@@ -8,6 +8,9 @@
 //!                             │                          └─ resting ◀──────┴─ lost ◀───┘  │
 //!                             └───────────────────────────────────────────────────────────┘
 //! ```
+//! An answer is put together before its caller sees it ([`Channel::call`]), or, if it is large and the caller only passes
+//! it on, handed over as it comes ([`Channel::call_in_parts`]): then the peer sends no faster than the parts are taken.
+//!
 //! While a channel rests after a failure, calls fail at once: whoever calls knows better than a queue whether to go
 //! elsewhere. A failed call says whether the peer can have acted on it ([`Done`]).
 
@@ -47,6 +50,9 @@ use crate::{
 
 /// Calls that wait for a connection or for one of its streams; more fail at once.
 pub const QUEUED_CALLS_MAX: usize = 4096;
+
+/// An answer that is longer is handed over in parts, if the caller wants it so. Small beside a stream's window.
+pub const WHOLE_BYTES_MAX: usize = 64 << 10;
 
 /// How long making a connection may take.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
@@ -137,6 +143,7 @@ impl Channel {
             queue: VecDeque::new(),
             queue_due: None,
             cancelled: Vec::new(),
+            passed_on: Vec::new(),
             waker: None,
             is_closing: false,
         }));
@@ -163,13 +170,23 @@ impl Channel {
     ///
     /// The peer is told the deadline; whether it keeps it or not, the call ends then.
     pub fn call(&self, path: &'static str, message: Bytes, deadline: Instant) -> Call {
+        Call(self.begin(path, message, deadline, None))
+    }
+
+    /// As [`Channel::call`], but an answer of more than [`WHOLE_BYTES_MAX`] is there as soon as it has begun.
+    pub fn call_in_parts(&self, path: &'static str, message: Bytes, deadline: Instant) -> CallInParts {
+        CallInParts(Some(self.begin(path, message, deadline, Some(Parts::default()))))
+    }
+
+    fn begin(&self, path: &'static str, message: Bytes, deadline: Instant, parts: Option<Parts>) -> Asked {
         let slot = Rc::new(RefCell::new(Slot {
             path,
             request: message,
             deadline,
             stage: Stage::Queued,
-            assembler: Assembler::default(),
+            assembler: parts.as_ref().map_or_else(Assembler::default, |_| Assembler::up_to(WHOLE_BYTES_MAX)),
             response: None,
+            parts,
             waker: None,
         }));
         let mut shared = self.shared.borrow_mut();
@@ -182,7 +199,7 @@ impl Channel {
             shared.wake();
         }
         drop(shared);
-        Call { slot, shared: self.shared.clone() }
+        Asked { slot, shared: self.shared.clone() }
     }
 
     /// Calls `method` with `request` and decodes the answer.
@@ -210,29 +227,99 @@ impl fmt::Debug for Channel {
 }
 
 /// A call under way: resolves to its answer.
-pub struct Call {
-    slot: Rc<RefCell<Slot>>,
-    shared: Rc<RefCell<Shared>>,
-}
+pub struct Call(Asked);
 
 impl Future for Call {
     type Output = Result<Response, CallError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut slot = self.slot.borrow_mut();
-        match std::mem::replace(&mut slot.stage, Stage::Taken) {
-            Stage::Ended(outcome) => Poll::Ready(outcome),
-            Stage::Taken => panic!("a call is polled once more after its end"),
-            stage => {
-                slot.stage = stage;
-                slot.waker = Some(cx.waker().clone());
-                Poll::Pending
-            }
-        }
+        self.0.slot.borrow_mut().poll_end(cx)
     }
 }
 
-impl Drop for Call {
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A call under way: resolves to its answer, or to the beginning of a large one.
+#[derive(Debug)]
+pub struct CallInParts(Option<Asked>);
+
+/// What [`Channel::call_in_parts`] brings.
+#[derive(Debug)]
+pub enum Answer {
+    /// All of it.
+    Whole(Response),
+    /// A large one, as it comes.
+    Parts(Body),
+}
+
+impl Future for CallInParts {
+    type Output = Result<Answer, CallError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let asked = self.0.as_ref().expect("polled until it is ready");
+        let mut slot = asked.slot.borrow_mut();
+        if let Poll::Ready(outcome) = slot.poll_end(cx) {
+            return Poll::Ready(outcome.map(Answer::Whole));
+        }
+        let Some(message_bytes) = slot.parts.as_ref().and_then(|parts| parts.message_bytes) else {
+            return Poll::Pending;
+        };
+        drop(slot);
+        let asked = self.0.take().expect("seen above");
+        Poll::Ready(Ok(Answer::Parts(Body { asked, message_bytes, left_bytes: message_bytes })))
+    }
+}
+
+/// A large message on its way. Dropping it cancels the call.
+#[derive(Debug)]
+pub struct Body {
+    asked: Asked,
+    message_bytes: usize,
+    left_bytes: usize,
+}
+
+impl Body {
+    /// How long the message is, in bytes.
+    #[must_use]
+    pub fn message_bytes(&self) -> usize {
+        self.message_bytes
+    }
+
+    /// How much of it has not been taken yet, in bytes.
+    #[must_use]
+    pub fn left_bytes(&self) -> usize {
+        self.left_bytes
+    }
+
+    /// The next part, at least one byte; `None` after the whole message, when the peer has said that all is well.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, CallError>>> {
+        let mut slot = self.asked.slot.borrow_mut();
+        let parts = slot.parts.as_mut().expect("a call in parts");
+        let Some(part) = parts.come.pop_front() else {
+            let outcome = std::task::ready!(slot.poll_end(cx));
+            return Poll::Ready(outcome.err().map(Err));
+        };
+        self.left_bytes -= part.len();
+        if let Stage::Sent(number, key) = slot.stage {
+            let mut shared = self.asked.shared.borrow_mut();
+            shared.passed_on.push((number, key, part.len()));
+            shared.wake();
+        }
+        Poll::Ready(Some(Ok(part)))
+    }
+}
+
+/// A call somebody waits for. Dropping it cancels the call.
+struct Asked {
+    slot: Rc<RefCell<Slot>>,
+    shared: Rc<RefCell<Shared>>,
+}
+
+impl Drop for Asked {
     fn drop(&mut self) {
         let stage = std::mem::replace(&mut self.slot.borrow_mut().stage, Stage::Taken);
         if let Stage::Sent(number, key) = stage {
@@ -243,7 +330,7 @@ impl Drop for Call {
     }
 }
 
-impl fmt::Debug for Call {
+impl fmt::Debug for Asked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.slot.borrow().path)
     }
@@ -256,6 +343,8 @@ struct Shared {
     queue_due: Option<Instant>,
     /// Connections and streams whose callers have gone.
     cancelled: Vec<(u64, StreamKey)>,
+    /// Connections, streams, and how many bytes of their answers have been taken.
+    passed_on: Vec<(u64, StreamKey, usize)>,
     waker: Option<Waker>,
     is_closing: bool,
 }
@@ -307,7 +396,20 @@ struct Slot {
     stage: Stage,
     assembler: Assembler,
     response: Option<Bytes>,
+    /// There if the caller takes a large answer in parts.
+    parts: Option<Parts>,
     waker: Option<Waker>,
+}
+
+/// An answer that is not put together here.
+#[derive(Default)]
+struct Parts {
+    /// Known once the message has begun and is a large one.
+    message_bytes: Option<usize>,
+    /// What has not come yet.
+    due_bytes: usize,
+    /// What has come and was not taken: no more than the stream's window.
+    come: VecDeque<Bytes>,
 }
 
 enum Stage {
@@ -320,18 +422,114 @@ enum Stage {
 }
 
 impl Slot {
-    fn end(&mut self, outcome: Result<Response, CallError>) {
-        if matches!(self.stage, Stage::Taken) {
-            return;
+    /// The outcome, once.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, CallError>> {
+        match std::mem::replace(&mut self.stage, Stage::Taken) {
+            Stage::Ended(outcome) => Poll::Ready(outcome),
+            Stage::Taken => panic!("a call is polled once more after its end"),
+            stage => {
+                self.stage = stage;
+                self.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
         }
-        self.stage = Stage::Ended(outcome);
+    }
+
+    /// Takes in a part of the answer.
+    fn push(&mut self, data: &mut Bytes, message_bytes_max: usize) -> Result<(), AnswerFault> {
+        while self.assembler.large_bytes().is_none() {
+            match self.assembler.push(data, message_bytes_max)? {
+                Some(_) if self.response.is_some() => return Err(AnswerFault::TooMany),
+                Some(message) => self.response = Some(message),
+                None => {
+                    let Some(message_bytes) = self.assembler.large_bytes() else { return Ok(()) };
+                    self.begin_parts(message_bytes)?;
+                }
+            }
+        }
+        self.push_part(std::mem::take(data))
+    }
+
+    /// From here on the message is handed over as it comes.
+    fn begin_parts(&mut self, message_bytes: usize) -> Result<(), AnswerFault> {
+        if self.response.is_some() {
+            return Err(AnswerFault::TooMany);
+        }
+        let parts = self.parts.as_mut().expect("otherwise every message is put together");
+        parts.message_bytes = Some(message_bytes);
+        parts.due_bytes = message_bytes;
+        self.wake();
+        Ok(())
+    }
+
+    fn push_part(&mut self, part: Bytes) -> Result<(), AnswerFault> {
+        let parts = self.parts.as_mut().expect("begun");
+        parts.due_bytes = parts.due_bytes.checked_sub(part.len()).ok_or(AnswerFault::TooMany)?;
+        if !part.is_empty() {
+            parts.come.push_back(part);
+            self.wake();
+        }
+        Ok(())
+    }
+
+    /// What a call has come to whose peer says that all is well.
+    fn outcome(&mut self, trailers: HeaderMap) -> Result<Response, CallError> {
+        let is_handed_over = self.parts.as_ref().is_some_and(|parts| parts.message_bytes.is_some());
+        let message = match &self.parts {
+            Some(parts) if is_handed_over => (parts.due_bytes == 0).then(Bytes::new),
+            _ if self.assembler.is_between_messages() => self.response.take(),
+            _ => None,
+        };
+        let message = message.ok_or_else(|| CallError {
+            status: Status::new(Code::Internal, "the answer has status OK and no whole message"),
+            done: Done::Answered,
+        })?;
+        Ok(Response { message, trailers })
+    }
+
+    fn wake(&mut self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
     }
 
+    fn end(&mut self, outcome: Result<Response, CallError>) {
+        if matches!(self.stage, Stage::Taken) {
+            return;
+        }
+        self.stage = Stage::Ended(outcome);
+        self.wake();
+    }
+
     fn fail(&mut self, code: Code, text: impl Into<std::borrow::Cow<'static, str>>, done: Done) {
         self.end(Err(CallError { status: Status::new(code, text), done }));
+    }
+}
+
+/// An answer that is none.
+enum AnswerFault {
+    Frame(FrameError),
+    /// More than one message.
+    TooMany,
+}
+
+impl From<FrameError> for AnswerFault {
+    fn from(error: FrameError) -> Self {
+        Self::Frame(error)
+    }
+}
+
+impl fmt::Display for AnswerFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooMany => f.write_str("more than one message came back"),
+            Self::Frame(FrameError::TooLarge { found, allowed }) => {
+                write!(f, "the answer has {found} bytes; {allowed} are allowed")
+            }
+            Self::Frame(FrameError::Compressed | FrameError::Flag(_)) => {
+                f.write_str("the answer is compressed or no gRPC message")
+            }
+        }
     }
 }
 
@@ -389,7 +587,7 @@ impl Task {
             return Poll::Ready(());
         }
         self.shared.borrow_mut().expire_queued(now);
-        self.cancel();
+        self.tell();
         let leaving_due = self.turn_leaving(now, cx);
         let phase_due = self.turn_phase(now, cx);
         let queue_due = self.shared.borrow().queue_due;
@@ -475,14 +673,27 @@ impl Task {
         earliest
     }
 
-    /// Tells the peer of the calls whose callers have gone.
-    fn cancel(&mut self) {
-        for (number, key) in std::mem::take(&mut self.shared.borrow_mut().cancelled) {
-            let open = if let Phase::Open(link) = &mut self.phase { Some(&mut **link) } else { None };
-            if let Some(link) = self.leaving.iter_mut().chain(open).find(|link| link.number == number) {
+    /// Tells the peer of the calls whose callers have gone, and of what was taken of the answers that come in parts.
+    fn tell(&mut self) {
+        let (cancelled, passed_on) = {
+            let mut shared = self.shared.borrow_mut();
+            (std::mem::take(&mut shared.cancelled), std::mem::take(&mut shared.passed_on))
+        };
+        for (number, key, bytes) in passed_on {
+            if let Some(link) = self.link(number) {
+                link.connection.pass_on(key, bytes);
+            }
+        }
+        for (number, key) in cancelled {
+            if let Some(link) = self.link(number) {
                 link.connection.reset(key, Reason::CANCEL);
             }
         }
+    }
+
+    fn link(&mut self, number: u64) -> Option<&mut Link> {
+        let open = if let Phase::Open(link) = &mut self.phase { Some(&mut **link) } else { None };
+        self.leaving.iter_mut().chain(open).find(|link| link.number == number)
     }
 
     fn rest(&mut self, now: Instant, why: String) {
@@ -588,6 +799,9 @@ impl Link {
             match self.connection.open(pseudo, request_headers(remaining), slot.clone()) {
                 Ok(key) => {
                     slot.borrow_mut().stage = Stage::Sent(self.number, key);
+                    if slot.borrow().parts.is_some() {
+                        self.connection.hold_window(key);
+                    }
                     self.connection.send_part(key, &prefix(request.len()), request, true);
                     self.deadline = Some(self.deadline.map_or(deadline, |earliest| earliest.min(deadline)));
                 }
@@ -693,23 +907,13 @@ fn on_data(
 ) {
     let Some(slot) = connection.attachment(key).cloned() else { return };
     let mut slot = slot.borrow_mut();
-    let fault = loop {
-        match slot.assembler.push(&mut data, limits.message_bytes_max) {
-            Ok(Some(_)) if slot.response.is_some() => break Some("more than one message came back".to_owned()),
-            Ok(Some(message)) => slot.response = Some(message),
-            Ok(None) => break is_end.then(|| "the answer has no status".to_owned()),
-            Err(FrameError::TooLarge { found, allowed }) => {
-                break Some(format!("the answer has {found} bytes; {allowed} are allowed"));
-            }
-            Err(FrameError::Compressed | FrameError::Flag(_)) => {
-                break Some("the answer is compressed or no gRPC message".to_owned());
-            }
-        }
+    let fault = match slot.push(&mut data, limits.message_bytes_max) {
+        Ok(()) if is_end => "the answer has no status".to_owned(),
+        Ok(()) => return,
+        Err(fault) => fault.to_string(),
     };
-    if let Some(text) = fault {
-        slot.fail(Code::Internal, text, Done::Unknown);
-        connection.reset(key, Reason::CANCEL);
-    }
+    slot.fail(Code::Internal, fault, Done::Unknown);
+    connection.reset(key, Reason::CANCEL);
 }
 
 /// The response is complete, or will not be.
@@ -719,14 +923,9 @@ fn finish(connection: &mut Connection<Rc<RefCell<Slot>>>, key: StreamKey, status
     if status != StatusCode::OK {
         return slot.fail(Code::from_http(status), format!("HTTP status {status}"), Done::Unknown);
     }
-    let is_whole = slot.assembler.is_between_messages();
-    let outcome = match (Status::from_trailers(&trailers), slot.response.take()) {
-        (Ok(()), Some(message)) if is_whole => Ok(Response { message, trailers }),
-        (Ok(()), _) => Err(CallError {
-            status: Status::new(Code::Internal, "the answer has status OK and no whole message"),
-            done: Done::Answered,
-        }),
-        (Err(status), _) => Err(CallError { status, done: Done::Answered }),
+    let outcome = match Status::from_trailers(&trailers) {
+        Ok(()) => slot.outcome(trailers),
+        Err(status) => Err(CallError { status, done: Done::Answered }),
     };
     slot.end(outcome);
 }

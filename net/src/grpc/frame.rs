@@ -31,22 +31,40 @@ pub enum FrameError {
 ///
 /// A message that lies in one frame is handed out as a slice of it; one that is split is copied into a buffer of
 /// its exact size.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Assembler {
+    whole_bytes_max: usize,
     prefix: [u8; PREFIX_BYTES],
     prefix_bytes: usize,
     /// The message once its prefix is complete: what has come of it, and how long it will be.
     partial: Option<(BytesMut, usize)>,
 }
 
+impl Default for Assembler {
+    /// One that puts together what is legal.
+    fn default() -> Self {
+        Self::up_to(usize::MAX)
+    }
+}
+
 impl Assembler {
-    /// Takes bytes off the front of `data` until a message is complete; `None` when `data` is used up first.
+    /// One that leaves messages alone that are longer than `whole_bytes_max`.
+    #[must_use]
+    pub fn up_to(whole_bytes_max: usize) -> Self {
+        Self { whole_bytes_max, prefix: [0; PREFIX_BYTES], prefix_bytes: 0, partial: None }
+    }
+
+    /// Takes bytes off the front of `data` until a message is complete; `None` when `data` is used up first, and after
+    /// the prefix of a message that is left alone: what is in `data` then, and all that follows, is that message.
     ///
     /// # Errors
     /// [`FrameError`]; the rest of the stream means nothing then.
     pub fn push(&mut self, data: &mut Bytes, message_bytes_max: usize) -> Result<Option<Bytes>, FrameError> {
         loop {
             if let Some((partial, whole_bytes)) = &mut self.partial {
+                if *whole_bytes > self.whole_bytes_max {
+                    return Ok(None);
+                }
                 let missing = *whole_bytes - partial.len();
                 if partial.is_empty() && data.len() >= missing {
                     // Only for speed: nothing to put together.
@@ -96,6 +114,12 @@ impl Assembler {
     #[must_use]
     pub fn is_between_messages(&self) -> bool {
         self.prefix_bytes == 0 && self.partial.is_none()
+    }
+
+    /// The length of the message that has been begun and is too long to be put together here, in bytes.
+    #[must_use]
+    pub fn large_bytes(&self) -> Option<usize> {
+        self.partial.as_ref().map(|(_, whole_bytes)| *whole_bytes).filter(|bytes| *bytes > self.whole_bytes_max)
     }
 
     /// Bytes held of a message that is not complete.

@@ -6,6 +6,10 @@
 //!                            calls that wait: polled when woken ◀─────┘
 //!          ◀─ one gathered send at the end of the turn
 //! ```
+//! A client that reads slowly makes nobody else wait and makes us hold no more than its profile says: a read whose large
+//! answer has no room is put aside and asked again when there is; answers from another server are passed on as they come,
+//! no faster than they are read here.
+//!
 //! Health and reflection are answered here, on every port. Nothing is spawned for a call. When a connection ends, calls
 //! that only read are dropped where they wait; calls that write run to their end on the task that was the connection's.
 
@@ -29,7 +33,7 @@ use slab::Slab;
 use smallvec::SmallVec;
 
 pub use self::conversation::Conversation;
-use super::{frame::PREFIX_BYTES, health::Health, reflection::Reflection, status::Status, watch};
+use super::{client::Body, frame::PREFIX_BYTES, health::Health, reflection::Reflection, status::Status, watch};
 use crate::{
     http2::limits::Profile,
     stream::{Alarm, Read, ReadBuffer, Socket},
@@ -50,7 +54,7 @@ pub trait Service: 'static {
 /// What a call does, which decides what becomes of it when its caller goes away or its deadline passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// It only reads: it is dropped where it waits.
+    /// It only reads: it is dropped where it waits, and asked once more if there is no room for its answer.
     Reads,
     /// It writes: it runs to its end, and only its answer is lost.
     Writes,
@@ -140,6 +144,8 @@ pub enum Reply {
     Message(Message),
     /// With a status.
     Failed(Status),
+    /// With a message that is passed on as it comes, and then its status.
+    Parts(Body),
     /// With a stream of messages: the current one at once, and then each newer one.
     Watch(watch::Receiver),
 }
@@ -328,7 +334,7 @@ impl<S: Service> Shell<S> {
         connection.rest();
         // What was left unread for a full outbox is read now that the outbox is empty.
         let is_more_to_read = (read == Read::More || !is_reading) && connection.wants_bytes();
-        if is_more_to_read || self.conversation.can_resume_watch() {
+        if is_more_to_read || self.conversation.can_resume() {
             cx.waker().wake_by_ref(); // After the others of this core.
         }
         let due = self.due(now);

@@ -40,19 +40,35 @@ pub(crate) struct ReceiveWindow {
     size_bytes: u32,
     available_bytes: u32,
     taken_bytes: u32,
+    /// What comes in counts as taken only when [`ReceiveWindow::take`] says so.
+    is_held: bool,
 }
 
 impl ReceiveWindow {
     pub(crate) fn new(size_bytes: u32) -> Self {
-        Self { size_bytes, available_bytes: size_bytes, taken_bytes: 0 }
+        Self { size_bytes, available_bytes: size_bytes, taken_bytes: 0, is_held: false }
     }
 
     /// The peer has sent `bytes`.
     pub(crate) fn received(&mut self, bytes: usize) -> Result<(), Overflow> {
         let bytes = u32::try_from(bytes).map_err(|_| Overflow)?;
         self.available_bytes = self.available_bytes.checked_sub(bytes).ok_or(Overflow)?;
-        self.taken_bytes += bytes;
+        if !self.is_held {
+            self.taken_bytes += bytes;
+        }
         Ok(())
+    }
+
+    /// From now on the peer is told only of what was [taken](ReceiveWindow::take).
+    pub(crate) fn hold(&mut self) {
+        self.is_held = true;
+    }
+
+    /// `bytes` of what has come in have been passed on: of importance only while the window is held.
+    pub(crate) fn take(&mut self, bytes: usize) {
+        if self.is_held {
+            self.taken_bytes += u32::try_from(bytes).expect("no more than has come in");
+        }
     }
 
     /// The update to send, if it is worth a frame: at half the window, so that a peer never waits for one.
@@ -79,6 +95,20 @@ mod tests {
         window.raise(61).unwrap();
         assert_eq!(window.available_bytes(), 1);
         assert_eq!(window.raise(i32::MAX as u32), Err(Overflow));
+    }
+
+    #[test]
+    fn a_window_that_is_held_opens_only_as_what_came_in_is_passed_on() {
+        let mut window = ReceiveWindow::new(1000);
+        window.received(300).unwrap();
+        window.hold();
+        window.received(700).unwrap();
+        assert_eq!(window.update(), None);
+        assert_eq!(window.received(1), Err(Overflow));
+        window.take(200);
+        assert_eq!(window.update(), Some(500));
+        window.received(500).unwrap();
+        assert_eq!(window.update(), None);
     }
 
     #[test]

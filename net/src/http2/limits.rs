@@ -19,7 +19,8 @@ pub struct Profile {
     pub frame_bytes_max: u32,
     /// A header list larger than this is answered with HTTP 431; four times as much ends the connection.
     pub header_list_bytes_max: u32,
-    /// Bytes of unfinished requests and unsent answers that one connection may make us hold.
+    /// Bytes of unfinished requests that one connection may make us hold, and bytes of large answers: a read whose
+    /// answer has no room waits until it has.
     pub held_bytes_max: usize,
     /// Streams the peer may reset, or make us reset, in a burst (CVE-2023-44487, CVE-2025-8671).
     pub resets: Allowance,
@@ -62,7 +63,7 @@ pub static LINK: Profile = Profile {
     connection_window_bytes: 32 << 20,
     frame_bytes_max: 64 << 10,
     header_list_bytes_max: 16 << 10,
-    held_bytes_max: 512 << 20,
+    held_bytes_max: 256 << 20,
     resets: Allowance { burst: 65_536, per_second: 65_536 },
     idle_frames: Allowance { burst: 65_536, per_second: 65_536 },
     handshake: Duration::from_secs(10),

@@ -234,3 +234,23 @@ fn a_request_waits_for_its_window_and_goes_with_its_reset() {
     assert!(client.recv([head(1, &[]), data(END_STREAM, 1, &grpc(b"x"))].concat()).is_empty());
     assert_eq!(client.connection.fault(), None);
 }
+
+#[test]
+fn a_window_that_is_held_opens_as_what_came_is_passed_on() {
+    let window = LINK.stream_window_bytes as usize;
+    let mut client = Client::greeted();
+    let key = client.open(Bytes::new()).unwrap();
+    client.connection.hold_window(key);
+    client.take();
+    client.recv(head(1, &[]));
+    for part in vec![7; window].chunks(16 << 10) {
+        client.recv(data(0, 1, part));
+        // The connection's window is opened at once: what is not passed on holds up nobody else.
+        let said = client.take();
+        assert!(said.is_empty() || said[..9] == window_update(0, 1)[..9], "{said:?}");
+    }
+    client.connection.pass_on(key, window / 2 - 1);
+    assert!(client.take().is_empty());
+    client.connection.pass_on(key, 1);
+    assert_eq!(client.take(), window_update(1, u32::try_from(window / 2).unwrap()));
+}

@@ -4,7 +4,7 @@ use milena_net::http2::limits::{OUTBOX_BYTES_MAX, OUTSIDE, Profile};
 
 use crate::{
     assert_failed,
-    frames::{END_STREAM, INITIAL_WINDOW_SIZE, call, data, grpc, request, settings, window_update},
+    frames::{END_STREAM, INITIAL_WINDOW_SIZE, call, data, grpc, request, request_with, settings, window_update},
     ok,
     script::{MESSAGE_BYTES_MAX, Srv, pattern},
 };
@@ -171,28 +171,87 @@ fn a_peer_that_reads_nothing_makes_us_hold_little_and_read_no_more() {
     assert!(srv.conversation.connection().wants_bytes());
 }
 
-#[test]
-fn answers_that_nobody_reads_are_not_piled_up_for_ever() {
+/// A server that holds 100,000 bytes for a peer that has no window yet.
+fn with_no_window() -> Srv {
     let mut srv = Srv::greeted(&TIGHT);
     assert_eq!(srv.ask(settings(&[(INITIAL_WINDOW_SIZE, 0)])), ["ACK"]);
-    // Both wait, and both answers together are too much.
-    srv.recv([call(1, "Read", &pattern(60_000)[..16_000]), call(3, "Write", b"w")].concat());
-    srv.recv(call(5, "Size", &size(95_000)));
+    srv
+}
+
+fn open_windows(srv: &mut Srv) -> Vec<String> {
+    srv.recv(window_update(0, 1 << 20));
+    srv.recv(settings(&[(INITIAL_WINDOW_SIZE, 1 << 20)]));
+    let mut said = srv.said();
+    while srv.conversation.can_resume() {
+        srv.turn();
+        said.extend(srv.said());
+    }
+    said
+}
+
+#[test]
+fn a_large_answer_waits_until_those_before_it_are_read_and_a_small_one_does_not() {
+    let mut srv = with_no_window();
+    for id in [1, 3, 5, 7] {
+        srv.recv(call(id, "Size", &size(90_000)));
+    }
+    srv.recv(call(9, "Size", &size(10_000)));
+    assert_eq!(srv.said(), ["1 200 content-type=application/grpc", "9 200 content-type=application/grpc"]);
+    assert_eq!(srv.conversation.connection().backlog_bytes(), 100_010);
+    open_windows(&mut srv);
+    for id in [1, 3, 5, 7] {
+        assert!(srv.bodies[&id] == grpc(&pattern(90_000)), "{id}");
+    }
+    assert_eq!(srv.conversation.connection().stream_count(), 0);
+}
+
+#[test]
+fn a_call_that_waited_for_its_value_waits_for_room_too() {
+    let mut srv = with_no_window();
+    // One message in two frames each, because frames end at 16 KiB.
+    let message = grpc(&pattern(60_000));
+    for id in [1, 3] {
+        srv.recv(request(id, "Read"));
+        let mut parts = message.chunks(16_000).peekable();
+        while let Some(part) = parts.next() {
+            srv.recv(data(if parts.peek().is_none() { END_STREAM } else { 0 }, id, part));
+        }
+    }
+    srv.recv(call(5, "Write", b"w"));
     srv.said();
     srv.release();
-    let said = srv.said();
-    assert!(said.iter().any(|line| line.starts_with("1 200 grpc-status=8 ")), "{said:?}");
-    // A write that was done is told of.
-    assert!(said.contains(&"3 200 content-type=application/grpc".to_owned()), "{said:?}");
-    srv.recv(call(7, "Size", &size(4_985)));
+    // A write that was done is told of, and the first of the reads; the other one is called again when there is room.
+    assert_eq!(srv.said().len(), 2);
+    open_windows(&mut srv);
+    assert!(srv.bodies[&1] == message && srv.bodies[&3] == message);
+    assert_eq!(srv.log(), ["Read done", "Read done", "Write done", "Read done"]);
+}
+
+#[test]
+fn an_answer_larger_than_all_the_room_there_is_goes_out_alone() {
+    let mut srv = with_no_window();
+    srv.recv(call(1, "Size", &size(300_000)));
+    srv.recv(call(3, "Size", &size(300_000)));
+    assert_eq!(srv.said(), ["1 200 content-type=application/grpc"]);
+    open_windows(&mut srv);
+    assert!(srv.bodies[&1] == grpc(&pattern(300_000)) && srv.bodies[&3] == grpc(&pattern(300_000)));
+}
+
+#[test]
+fn whoever_waits_for_room_may_go_and_its_deadline_holds() {
+    let mut srv = with_no_window();
+    srv.recv(call(1, "Size", &size(90_000)));
+    srv.recv(call(3, "Size", &size(90_000)));
+    let timeout = [("grpc-timeout", "50m")];
+    srv.recv([request_with(5, "Size", &timeout), data(END_STREAM, 5, &grpc(&size(90_000)))].concat());
     srv.said();
-    let said = srv.ask(call(9, "Echo", b"x"));
-    assert!(said[0].starts_with("9 200 grpc-status=8 ") && said[0].contains("grpc-retry-pushback-ms="), "{said:?}");
-    // Once it reads, it is served again.
-    srv.recv(settings(&[(INITIAL_WINDOW_SIZE, 1 << 20)]));
-    srv.recv(window_update(0, 1 << 20));
-    srv.said();
-    assert_eq!(srv.ask(call(11, "Echo", b"x")), ok(11, 1));
+    srv.recv(crate::frames::reset(3));
+    assert!(srv.wait(std::time::Duration::from_millis(51)));
+    assert_failed(&srv.said(), 5, 4);
+    let said = open_windows(&mut srv);
+    assert!(said.iter().all(|line| !line.starts_with('3') && !line.starts_with('5')), "{said:?}");
+    assert_eq!(srv.conversation.connection().stream_count(), 0);
+    assert!(srv.ask(call(7, "Size", &size(90_000))).len() > 2);
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod tonics;
 
 use std::{
     cell::{Cell, RefCell},
+    future::poll_fn,
     net::SocketAddr,
     rc::Rc,
     sync::atomic::Ordering,
@@ -15,7 +16,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use milena_net::{
     grpc::{
-        client::{CallError, Channel, Done},
+        client::{Answer, CallError, Channel, Done},
         status::Code,
     },
     http2::limits::LINK,
@@ -25,6 +26,7 @@ use milena_proto::{
     grpc_health_v1::HealthCheckRequest,
     method::{CACHE_DELETE, CACHE_GET, CACHE_PUT, HEALTH_CHECK, REFLECTION_PATHS, ROUTER_LEAVE},
 };
+use prost::Message as _;
 use tonic_health::{
     ServingStatus,
     pb::{HealthCheckRequest as TonicHealthCheckRequest, health_client::HealthClient},
@@ -300,6 +302,66 @@ fn more_than_all_windows_and_buffers_goes_both_ways_at_once() {
             }
         }));
         assert!(written.await.into_iter().all(|is_same| is_same));
+    });
+}
+
+#[test]
+fn a_large_answer_is_taken_in_parts_and_holds_up_nobody_while_it_is_not() {
+    let server = OurServer::start();
+    with_channel(server.url(), |channel| async move {
+        let large = value(5 << 20);
+        put(&channel, "large", large.clone()).await.unwrap();
+        put(&channel, "small", value(100)).await.unwrap();
+        let begin = async |key: &'static str| {
+            let message =
+                GetRequest { key: Bytes::from(key), bucket: "b".into(), ..Default::default() }.encode_to_vec();
+            channel.call_in_parts(CACHE_GET.path, message.into(), no_hurry()).await.unwrap()
+        };
+        assert!(matches!(begin("small").await, Answer::Whole(_)));
+        // More bytes than all windows of the link together, and nobody takes them.
+        let mut begun = Vec::new();
+        for _ in 0..40 {
+            let Answer::Parts(body) = begin("large").await else { panic!("it is large") };
+            begun.push(body);
+        }
+        assert!(get(&channel, "b", "large").await.unwrap().value == large);
+        drop(begun.split_off(2)); // Cancels them.
+        for mut body in begun {
+            let mut message = Vec::with_capacity(body.message_bytes());
+            while let Some(part) = poll_fn(|cx| body.poll_next(cx)).await {
+                message.extend_from_slice(&part.unwrap());
+            }
+            assert_eq!((message.len(), body.left_bytes()), (body.message_bytes(), 0));
+            assert!(GetResponse::decode(&message[..]).unwrap().value == large);
+        }
+    });
+}
+
+#[test]
+fn a_large_answer_whose_server_goes_ends_with_an_error_and_not_as_if_it_were_whole() {
+    let server = OurServer::start();
+    let url = server.url();
+    let (begun, has_begun) = std::sync::mpsc::channel::<()>();
+    let killer = std::thread::spawn(move || {
+        has_begun.recv().unwrap();
+        server.kill();
+    });
+    with_channel(url, |channel| async move {
+        put(&channel, "large", value(5 << 20)).await.unwrap();
+        let message = GetRequest { key: "large".into(), bucket: "b".into(), ..Default::default() }.encode_to_vec();
+        let answer = channel.call_in_parts(CACHE_GET.path, message.into(), no_hurry()).await.unwrap();
+        let Answer::Parts(mut body) = answer else { panic!("it is large") };
+        begun.send(()).unwrap();
+        killer.join().unwrap();
+        let error = loop {
+            match poll_fn(|cx| body.poll_next(cx)).await {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => break error,
+                None => panic!("the whole message came, from a server that was killed"),
+            }
+        };
+        assert_eq!((error.status.code, error.done), (Code::Unavailable, Done::Unknown));
+        assert!(body.left_bytes() > 0);
     });
 }
 

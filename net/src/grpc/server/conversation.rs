@@ -4,17 +4,22 @@
 //!   Head ─▶ Incoming ─ Data… ─▶ END_STREAM ─┬─ unary: Service::call, polled once ─┬─ ready: answered
 //!            │  415, 405, UNIMPLEMENTED     │                                     └─ waits: Slot, polled when woken
 //!            │                              └─ health Check
-//!            └─ reflection: an answer for each message      health Watch, topology: Watching
+//!            └─ reflection: an answer for each message
+//!
+//!   reply ─┬─ small, or there is room ─▶ head, message, trailers
+//!          ├─ large, and no room ─▶ aside, until there is: then called once more
+//!          └─ in parts, or a watch ─▶ Flowing: the next part when the stream has sent the last one
 //! ```
 
 use std::{
     cell::RefCell,
+    collections::VecDeque,
     future::Future,
     net::IpAddr,
     ops::ControlFlow,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
     time::Instant,
 };
 
@@ -23,18 +28,20 @@ use futures::{Stream as _, stream::FuturesUnordered};
 use h2::frame::Pseudo;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header::CONTENT_TYPE};
 use milena_proto::method::{HEALTH_CHECK, HEALTH_WATCH, REFLECTION_PATHS};
+use smallvec::SmallVec;
 
-use super::{Effect, Message, Path, Reply, Request, Service};
+use super::{Effect, HEAD_BYTES, Message, Path, Reply, Request, Service};
 use crate::{
     grpc::{
-        frame::{Assembler, FrameError},
+        client::Body,
+        frame::{Assembler, FrameError, prefix},
         health::Health,
         reflection::Reflection,
         status::{Code, Status},
         timeout::{self, GRPC_TIMEOUT},
         watch,
     },
-    http2::{Connection, Event, Reason, Role, StreamKey, limits::Profile},
+    http2::{COPIED_BYTES_MAX, Connection, Event, Reason, Role, StreamKey, limits::Profile},
 };
 
 /// Futures kept for the next call that waits, so that waiting costs no allocation of its own.
@@ -43,7 +50,13 @@ const SPARE_FUTURES_MAX: usize = 64;
 /// What a client that was refused for want of room should wait.
 const PUSHBACK_MS: u32 = 100;
 
+/// An answer of up to this many bytes never waits for room: the number of streams bounds them.
+const SMALL_ANSWER_BYTES_MAX: usize = COPIED_BYTES_MAX;
+
 const CONTENT_TYPE_GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+
+/// The prefix and the first bytes of a message, and what follows them.
+type Part = (SmallVec<[u8; HEAD_BYTES]>, Bytes);
 
 type Reusable<F> = Pin<Box<Option<F>>>;
 
@@ -58,7 +71,9 @@ pub struct Conversation<S: Service> {
     peer: IpAddr,
     waiting: FuturesUnordered<Waiting<S::Call>>,
     spare: Vec<Reusable<S::Call>>,
-    watching: Vec<Watching>,
+    flowing: Vec<Flowing>,
+    /// Reads whose answers had no room, in the order in which they get it.
+    aside: VecDeque<Aside>,
     /// Watches end once they have seen the latest value: nobody will be here to change it.
     is_stopping: bool,
     greeting_due: Instant,
@@ -66,6 +81,8 @@ pub struct Conversation<S: Service> {
     deadline: Option<Instant>,
     /// Bytes of requests that are not complete.
     held_bytes: usize,
+    /// Room for the answers of the calls that were put aside and are under way again, in bytes.
+    reserved_bytes: usize,
 }
 
 /// A request that is coming in, or a call under way. What is in it is the conversation's own.
@@ -77,10 +94,12 @@ pub struct Incoming<F> {
     deadline: Option<Instant>,
     /// The call names an encoding other than `identity`.
     is_encoded: bool,
-    /// Bytes counted in `held_bytes`.
+    /// Bytes counted in the conversation's `held_bytes`.
     held_bytes: usize,
+    /// Bytes counted in the conversation's `reserved_bytes`.
+    reserved_bytes: usize,
     slot: Option<Rc<RefCell<Slot<F>>>>,
-    watch: Option<watch::Receiver>,
+    source: Option<Source>,
     has_head: bool,
 }
 
@@ -92,11 +111,25 @@ enum Kind {
     Reflection,
 }
 
-/// A stream of messages that goes on until its caller has gone.
-struct Watching {
+/// Where an answer comes from that is not there as a whole.
+enum Source {
+    Body(Body),
+    Watch(watch::Receiver),
+}
+
+/// A stream whose answer has a [`Source`].
+struct Flowing {
     key: StreamKey,
-    /// Nobody has asked for the next value, because the stream still has something to send.
+    /// What is still to come, in bytes, as far as that is known.
+    left_bytes: usize,
+    /// Nobody has asked for the next part, because the stream still has something to send.
     is_held_up: bool,
+}
+
+/// A read that is called again when there is room for its answer.
+struct Aside {
+    key: StreamKey,
+    answer_bytes: usize,
 }
 
 /// A call that waits. Its stream and the set of waiting calls both hold it; whoever ends it empties it.
@@ -163,11 +196,13 @@ impl<S: Service> Conversation<S> {
             peer,
             waiting: FuturesUnordered::new(),
             spare: Vec::new(),
-            watching: Vec::new(),
+            flowing: Vec::new(),
+            aside: VecDeque::new(),
             is_stopping: false,
             greeting_due: now + profile.handshake,
             deadline: None,
             held_bytes: 0,
+            reserved_bytes: 0,
         }
     }
 
@@ -191,6 +226,7 @@ impl<S: Service> Conversation<S> {
                 Event::Reset { .. } => {
                     if let Some(mut gone) = self.connection.take_reset() {
                         self.held_bytes -= gone.held_bytes;
+                        self.reserved_bytes -= gone.reserved_bytes;
                         gone.abandon();
                     }
                 }
@@ -205,7 +241,7 @@ impl<S: Service> Conversation<S> {
         self.connection.begin_drain();
     }
 
-    /// Polls the calls that were woken, and what is watched.
+    /// Polls the calls that were woken, and what flows; calls again what was put aside, if there is room.
     pub fn poll_calls(&mut self, cx: &mut Context<'_>) {
         while !self.waiting.is_empty() {
             match Pin::new(&mut self.waiting).poll_next(cx) {
@@ -219,7 +255,8 @@ impl<S: Service> Conversation<S> {
                 Poll::Ready(None) | Poll::Pending => break,
             }
         }
-        self.poll_watches(cx);
+        self.call_aside();
+        self.poll_flowing(cx);
     }
 
     /// The next moment at which [`Conversation::on_time`] has something to do.
@@ -302,8 +339,9 @@ impl<S: Service> Conversation<S> {
                 deadline,
                 is_encoded,
                 held_bytes: 0,
+                reserved_bytes: 0,
                 slot: None,
-                watch: None,
+                source: None,
                 has_head: false,
             },
         );
@@ -364,15 +402,13 @@ impl<S: Service> Conversation<S> {
         if call.kind == Kind::Reflection {
             return self.end_stream(key);
         }
-        let Some(message) = call.message.take() else { return self.fail(key, &cardinality()) };
+        // A call that only reads keeps its message: it may be called once more.
+        let message = if call.kind == Kind::Call(Effect::Reads) { call.message.clone() } else { call.message.take() };
+        let Some(message) = message else { return self.fail(key, &cardinality()) };
         if call.deadline.is_some_and(|deadline| deadline <= now) {
             return self.fail(key, &Status::new(Code::DeadlineExceeded, "the deadline had passed on arrival"));
         }
-        let kind = call.kind;
-        if self.connection.backlog_bytes() > self.profile.held_bytes_max {
-            return self.fail(key, &unread_answers());
-        }
-        match kind {
+        match call.kind {
             Kind::Call(effect) => self.start(key, effect, message),
             Kind::HealthCheck => {
                 let reply =
@@ -411,39 +447,97 @@ impl<S: Service> Conversation<S> {
         }
     }
 
+    /// Calls again what was put aside, as far as there is room.
+    fn call_aside(&mut self) {
+        while self.has_room_aside() {
+            let Some(Aside { key, answer_bytes }) = self.aside.pop_front() else { return };
+            let Some(call) = self.call(key) else { continue }; // Its caller has gone, or its time is up.
+            let Kind::Call(effect) = call.kind else { continue };
+            let Some(message) = call.message.clone() else { continue };
+            call.reserved_bytes = answer_bytes;
+            self.reserved_bytes += answer_bytes;
+            self.start(key, effect, message);
+        }
+    }
+
+    /// Whether there is room for the answer that has waited longest, or nobody waits for it any more.
+    fn has_room_aside(&self) -> bool {
+        self.aside.front().is_some_and(|first| !self.connection.is_open(first.key) || self.has_room(first.answer_bytes))
+    }
+
+    /// Whether an answer may be held until it is read. One alone always may.
+    fn has_room(&self, answer_bytes: usize) -> bool {
+        if answer_bytes <= SMALL_ANSWER_BYTES_MAX {
+            return true;
+        }
+        let flowing_bytes: usize = self.flowing.iter().map(|flowing| flowing.left_bytes).sum();
+        let owed_bytes = self.connection.backlog_bytes() + flowing_bytes + self.reserved_bytes;
+        owed_bytes == 0 || owed_bytes + answer_bytes <= self.profile.held_bytes_max
+    }
+
+    fn release_reserved(&mut self, key: StreamKey) {
+        let reserved_bytes = self.call(key).map_or(0, |call| std::mem::take(&mut call.reserved_bytes));
+        self.reserved_bytes -= reserved_bytes;
+    }
+
     // ---- answers ----
 
     fn reply(&mut self, key: StreamKey, reply: Reply) {
+        self.release_reserved(key);
+        let Some(call) = self.call(key) else { return }; // Its caller has gone.
+        let kind = call.kind;
         match reply {
             Reply::Message(message) => {
-                let backlog_bytes = self.connection.backlog_bytes();
-                let held_bytes_max = self.profile.held_bytes_max;
-                let Some(call) = self.call(key) else { return }; // The caller is gone.
                 let (head, value) = message.into_parts();
                 // A write has happened, whatever we hold: its answer, which is small, is given.
-                if call.kind != Kind::Call(Effect::Writes) && backlog_bytes + value.len() > held_bytes_max {
-                    return self.fail(key, &unread_answers());
+                if kind == Kind::Call(Effect::Reads) && !self.has_room(value.len()) {
+                    return self.put_aside(key, value.len());
                 }
                 self.connection.send_ok_head(key);
                 self.connection.send_part(key, &head, value, false);
                 self.connection.end_ok(key);
             }
             Reply::Failed(status) => self.fail(key, &status),
-            Reply::Watch(receiver) => {
-                let Some(call) = self.call(key) else { return };
-                call.watch = Some(receiver);
-                call.slot = None;
+            Reply::Parts(body) => {
+                let message_bytes = body.message_bytes();
+                if !self.has_room(message_bytes) {
+                    return self.put_aside(key, message_bytes);
+                }
                 self.connection.send_ok_head(key);
-                self.watching.push(Watching { key, is_held_up: false });
+                self.connection.send_part(key, &prefix(message_bytes), Bytes::new(), false);
+                self.flow(key, Source::Body(body));
+            }
+            Reply::Watch(receiver) => {
+                self.connection.send_ok_head(key);
+                self.flow(key, Source::Watch(receiver));
             }
         }
+    }
+
+    fn put_aside(&mut self, key: StreamKey, answer_bytes: usize) {
+        let Some(call) = self.call(key) else { return };
+        call.slot = None;
+        self.aside.push_back(Aside { key, answer_bytes });
+    }
+
+    fn flow(&mut self, key: StreamKey, source: Source) {
+        let Some(call) = self.call(key) else { return };
+        call.has_head = true;
+        call.slot = None;
+        let left_bytes = source.left_bytes();
+        call.source = Some(source);
+        self.flowing.push(Flowing { key, left_bytes, is_held_up: false });
     }
 
     fn fail(&mut self, key: StreamKey, status: &Status) {
         let mut trailers = status.to_trailers();
         self.release_held(key);
-        if self.call(key).is_some_and(|call| call.has_head || call.watch.is_some()) {
-            return self.connection.end_with(key, trailers);
+        self.release_reserved(key);
+        if let Some(call) = self.call(key) {
+            call.source = None;
+            if call.has_head {
+                return self.connection.end_with(key, trailers);
+            }
         }
         trailers.insert(CONTENT_TYPE, CONTENT_TYPE_GRPC); // Trailers-Only: one block, head and end at once.
         self.connection.send_head(key, StatusCode::OK, trailers, true);
@@ -472,43 +566,48 @@ impl<S: Service> Conversation<S> {
         }
     }
 
-    fn poll_watches(&mut self, cx: &mut Context<'_>) {
+    fn poll_flowing(&mut self, cx: &mut Context<'_>) {
         let mut index = 0;
-        while let Some(&Watching { key, .. }) = self.watching.get(index) {
-            if self.poll_watch(key, cx).is_ready() {
-                self.watching.swap_remove(index);
+        while let Some(&Flowing { key, .. }) = self.flowing.get(index) {
+            if self.poll_flow(index, key, cx).is_ready() {
+                self.flowing.swap_remove(index);
             } else {
-                self.watching[index].is_held_up = self.connection.has_backlog(key);
+                self.flowing[index].is_held_up = self.connection.has_backlog(key);
                 index += 1;
             }
         }
     }
 
-    /// Whether a watch that was held up need not be any more: its next value can be asked for.
-    pub(super) fn can_resume_watch(&self) -> bool {
-        self.watching.iter().any(|watching| watching.is_held_up && !self.connection.has_backlog(watching.key))
+    /// Whether [`Conversation::poll_calls`] would get further than the last time, now that something has been sent.
+    #[must_use]
+    pub fn can_resume(&self) -> bool {
+        let is_free = |flowing: &Flowing| flowing.is_held_up && !self.connection.has_backlog(flowing.key);
+        self.flowing.iter().any(is_free) || self.has_room_aside()
     }
 
-    /// Ready when there is nothing to watch any more.
-    fn poll_watch(&mut self, key: StreamKey, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready when nothing more will come.
+    fn poll_flow(&mut self, index: usize, key: StreamKey, cx: &mut Context<'_>) -> Poll<()> {
+        let is_stopping = self.is_stopping;
         loop {
             // What is not read yet is not overtaken: the newest value goes out when there is room for it.
             if self.connection.has_backlog(key) {
                 return Poll::Pending;
             }
-            let Some(watch) = self.call(key).and_then(|call| call.watch.as_mut()) else {
-                return Poll::Ready(());
-            };
-            match watch.poll_changed(cx) {
-                Poll::Ready(Some(value)) => {
-                    let (head, value) = Message::from(value).into_parts();
-                    self.connection.send_part(key, &head, value, false);
+            let Some(source) = self.call(key).and_then(|call| call.source.as_mut()) else { return Poll::Ready(()) };
+            match source.poll_next(cx) {
+                Poll::Ready(Some(Ok((head, part)))) => {
+                    self.flowing[index].left_bytes = source.left_bytes();
+                    self.connection.send_part(key, &head, part, false);
+                }
+                Poll::Ready(Some(Err(status))) => {
+                    self.fail(key, &status);
+                    return Poll::Ready(());
                 }
                 Poll::Ready(None) => {
                     self.connection.end_ok(key);
                     return Poll::Ready(());
                 }
-                Poll::Pending if self.is_stopping => {
+                Poll::Pending if is_stopping && matches!(source, Source::Watch(_)) => {
                     self.fail(key, &Status::new(Code::Unavailable, "the server is stopping"));
                     return Poll::Ready(());
                 }
@@ -527,9 +626,32 @@ impl<S: Service> Conversation<S> {
     }
 }
 
+impl Source {
+    /// What goes out next: a few bytes before it, and the part itself.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Part, Status>>> {
+        Poll::Ready(match self {
+            Self::Body(body) => ready!(body.poll_next(cx)).map(|part| match part {
+                Ok(part) => Ok((SmallVec::new(), part)),
+                Err(error) => Err(error.status),
+            }),
+            Self::Watch(receiver) => {
+                ready!(receiver.poll_changed(cx)).map(|value| Ok(Message::from(value).into_parts()))
+            }
+        })
+    }
+
+    fn left_bytes(&self) -> usize {
+        match self {
+            Self::Body(body) => body.left_bytes(),
+            Self::Watch(_) => 0,
+        }
+    }
+}
+
 impl<F> Incoming<F> {
     /// Nobody waits for the answer any more: a call that only reads is dropped.
     fn abandon(&mut self) {
+        self.source = None;
         if let Some(slot) = self.slot.take() {
             let mut slot = slot.borrow_mut();
             if slot.effect == Effect::Reads {
@@ -560,10 +682,6 @@ fn is_grpc(content_type: &HeaderValue) -> bool {
 /// grpc/grpc, doc/statuscodes.md: "cardinality violation".
 fn cardinality() -> Status {
     Status::new(Code::Unimplemented, "this method takes exactly one request message")
-}
-
-fn unread_answers() -> Status {
-    Status::resource_exhausted("this connection has too many bytes of answers that it does not read", PUSHBACK_MS)
 }
 
 fn frame_status(error: &FrameError, is_encoded: bool) -> Status {
