@@ -3,6 +3,7 @@
 //! ```text
 //!              receive(bytes)                              next_event()
 //!   socket ───────────────────▶ inbound ─ frame by frame ─┬─ DATA ──────────▶ a slice of what was read, no copy
+//!                                                         ├─ a head that is known ─────────────────▶ streams ─▶ Event
 //!                                                         └─ others ─▶ h2's codec (HPACK, its limits) ─▶ streams ─▶ Event
 //!              outbox()
 //!   socket ◀─────────────────── frames, values of 16 KiB and more by reference ◀── send_head, send_part, end, reset
@@ -14,6 +15,7 @@
 //! Both roles are here: a server answers streams that the peer opens, a client opens them.
 
 mod flow;
+mod heads;
 pub mod limits;
 mod shape;
 mod streams;
@@ -23,6 +25,7 @@ use std::{
     collections::VecDeque,
     fmt,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll, Waker},
     time::Instant,
 };
@@ -35,18 +38,18 @@ use h2::{
     frame::{self, Frame, Pseudo, StreamId},
     proto,
 };
-use http::{
-    HeaderMap, HeaderValue, StatusCode,
-    header::{CONTENT_LENGTH, HOST},
-};
+use http::{HeaderMap, StatusCode};
+use smallvec::SmallVec;
 
 use self::{
     flow::{Overflow, ReceiveWindow, SendWindow},
+    heads::KnownHeads,
     limits::{Meter, OUTBOX_BYTES_MAX, Profile, RESTING_BYTES_MAX},
     streams::{Backlog, Ending, Stream, Streams},
     wire::Wire,
 };
 pub use self::{
+    heads::{Head, RequestHead},
     streams::StreamKey,
     wire::{COPIED_BYTES_MAX, Outbox},
 };
@@ -59,13 +62,6 @@ const WINDOW_BYTES_INITIAL: u32 = 65_535;
 
 /// What we remember of the headers we send, in bytes, however much the peer would (section 6.5.2).
 const HEADER_TABLE_BYTES_MAX: u32 = 4096;
-
-/// `:status: 200`, `content-type: application/grpc`, as literals that leave both tables of headers alone (RFC 7541,
-/// sections 6.1 and 6.2.2). Only for speed: the codec would say the same with two allocations.
-const OK_HEAD_BLOCK: &[u8] = b"\x88\x0f\x10\x10application/grpc";
-
-/// `grpc-status: 0`, likewise.
-const OK_TRAILERS_BLOCK: &[u8] = b"\x00\x0bgrpc-status\x010";
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -104,10 +100,8 @@ pub enum Event {
     Head {
         /// The stream.
         key: StreamKey,
-        /// Method, path and the like; or the status.
-        pseudo: Pseudo,
-        /// All other headers.
-        fields: HeaderMap,
+        /// What it says.
+        head: Rc<Head>,
         /// Nothing follows.
         is_end: bool,
     },
@@ -125,7 +119,7 @@ pub enum Event {
         /// The stream.
         key: StreamKey,
         /// The trailers.
-        fields: HeaderMap,
+        head: Rc<Head>,
     },
     /// The stream is gone before its end; ask [`Connection::take_reset`] for what was attached to it.
     Reset {
@@ -176,6 +170,9 @@ pub struct Connection<T> {
     has_settings: bool,
     /// The stream of a header block that CONTINUATION frames must finish (section 6.10).
     open_block: Option<u32>,
+    known_heads: KnownHeads,
+    /// The block that the codec is about to decode, if what it means is worth knowing.
+    new_block: Option<Box<[u8]>>,
     streams: Streams<T>,
     receive: ReceiveWindow,
     send: SendWindow,
@@ -196,6 +193,11 @@ pub struct Connection<T> {
     idle_frames: Meter,
     /// Bytes in all backlogs.
     backlog_bytes: usize,
+    /// Where the block of a request is made, kept for the next one.
+    block: Vec<u8>,
+    /// The peer has changed the size of the table that it keeps for us: the smallest it has been since, and the last.
+    /// The next header block says that we know (RFC 7541, section 4.2), whether it is the codec's or not.
+    table_update: Option<(u32, u32)>,
 }
 
 /// A fault of the peer's, by how much it takes down.
@@ -220,6 +222,8 @@ impl<T> Connection<T> {
             preface_left: if role == Role::Server { PREFACE } else { b"" },
             has_settings: false,
             open_block: None,
+            known_heads: KnownHeads::default(),
+            new_block: None,
             streams: Streams::new(),
             receive: ReceiveWindow::new(profile.connection_window_bytes),
             send: SendWindow::new(WINDOW_BYTES_INITIAL),
@@ -235,6 +239,8 @@ impl<T> Connection<T> {
             resets: Meter::new(profile.resets),
             idle_frames: Meter::new(profile.idle_frames),
             backlog_bytes: 0,
+            block: Vec::new(),
+            table_update: None,
         };
         connection.greet();
         connection
@@ -336,7 +342,21 @@ impl<T> Connection<T> {
         shape::check(kind, flags, id, &frame[frame::HEADER_LEN..]).map_err(Fault::Connection)?;
         match kind {
             DATA => return self.data(id, flags, frame.freeze().slice(frame::HEADER_LEN..), now),
-            HEADERS | CONTINUATION => self.open_block = (flags & END_HEADERS == 0).then_some(id),
+            HEADERS if flags & !END_STREAM == END_HEADERS => {
+                let block = &frame[frame::HEADER_LEN..];
+                if let Some(head) = self.known_heads.get(block) {
+                    return self.headers(id, flags & END_STREAM != 0, false, head);
+                }
+                self.new_block = heads::is_neutral(block).then(|| block.into());
+                if self.new_block.is_none() {
+                    self.known_heads.forget();
+                }
+            }
+            HEADERS | CONTINUATION => {
+                self.new_block = None;
+                self.known_heads.forget();
+                self.open_block = (flags & END_HEADERS == 0).then_some(id);
+            }
             _ if kind > CONTINUATION => return self.count_idle_frame(now).map(|()| None),
             _ => {}
         }
@@ -358,7 +378,16 @@ impl<T> Connection<T> {
 
     fn decoded(&mut self, frame: Frame, now: Instant) -> Handled {
         match frame {
-            Frame::Headers(headers) => self.headers(headers),
+            Frame::Headers(headers) => {
+                let (id, is_end) = (u32::from(headers.stream_id()), headers.is_end_stream());
+                let is_over_size = headers.is_over_size();
+                let (pseudo, fields) = headers.into_parts();
+                let head = Head::new(pseudo, fields);
+                if let Some(block) = self.new_block.take().filter(|_| !is_over_size) {
+                    self.known_heads.learn(block, &head);
+                }
+                self.headers(id, is_end, is_over_size, head)
+            }
             Frame::WindowUpdate(update) => self.window_update(&update),
             Frame::Reset(reset) => self.peer_reset(&reset, now),
             Frame::GoAway(away) => Ok(self.peer_goes(&away)),
@@ -428,8 +457,7 @@ impl<T> Connection<T> {
         Ok(Some(Event::Data { key, bytes: payload, is_end }))
     }
 
-    fn headers(&mut self, headers: frame::Headers) -> Handled {
-        let id = u32::from(headers.stream_id());
+    fn headers(&mut self, id: u32, is_end: bool, is_over_size: bool, head: Rc<Head>) -> Handled {
         if !self.is_ours_or_theirs(id) {
             return Err(Fault::Connection(Reason::PROTOCOL_ERROR));
         }
@@ -444,7 +472,7 @@ impl<T> Connection<T> {
                 };
             }
             return match self.role {
-                Role::Server => self.request(headers),
+                Role::Server => self.request(id, is_end, is_over_size, head),
                 Role::Client => Err(Fault::Connection(Reason::PROTOCOL_ERROR)),
             };
         };
@@ -453,36 +481,30 @@ impl<T> Connection<T> {
             return Err(Fault::Stream(id, Reason::STREAM_CLOSED));
         }
         if self.role == Role::Client && !stream.has_head {
-            return self.response(key, headers);
+            return self.response(key, is_end, is_over_size, head);
         }
-        let is_end = headers.is_end_stream();
-        let is_over_size = headers.is_over_size();
-        let (pseudo, fields) = headers.into_parts();
         let is_short = stream.due_bytes.is_some_and(|due| due > 0);
-        if !is_end || is_short || is_over_size || pseudo != Pseudo::default() || !are_values_legal(&fields) {
+        if !is_end || is_short || is_over_size || head.pseudo != Pseudo::default() || !head.are_values_legal {
             return Err(Fault::Stream(id, Reason::PROTOCOL_ERROR)); // Section 8.1: trailers end a message.
         }
         stream.is_remote_done = true;
-        Ok(Some(Event::Trailers { key, fields }))
+        Ok(Some(Event::Trailers { key, head }))
     }
 
-    fn request(&mut self, headers: frame::Headers) -> Handled {
-        let id = u32::from(headers.stream_id());
-        let is_end = headers.is_end_stream();
-        let is_over_size = headers.is_over_size();
-        let (pseudo, fields) = headers.into_parts();
+    fn request(&mut self, id: u32, is_end: bool, is_over_size: bool, head: Rc<Head>) -> Handled {
+        let pseudo = &head.pseudo;
         // Section 8.3.1. CONNECT, which has no path, is nothing a gRPC server answers.
         let is_legal = pseudo.method.is_some()
             && pseudo.scheme.is_some()
             && pseudo.path.as_ref().is_some_and(|path| !path.is_empty())
             && pseudo.status.is_none()
-            && is_host_legal(pseudo.authority.as_deref(), &fields)
-            && are_values_legal(&fields);
+            && head.is_host_legal
+            && head.are_values_legal;
         if !is_legal && !is_over_size {
             self.streams.pass_to(id);
             return Err(Fault::Stream(id, Reason::PROTOCOL_ERROR));
         }
-        let due_bytes = due_bytes(&fields).map_err(|()| {
+        let due_bytes = head.due_bytes.map_err(|()| {
             self.streams.pass_to(id);
             Fault::Stream(id, Reason::PROTOCOL_ERROR)
         })?;
@@ -509,26 +531,23 @@ impl<T> Connection<T> {
             self.send_head(key, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, HeaderMap::new(), true);
             return Ok(None);
         }
-        Ok(Some(Event::Head { key, pseudo, fields, is_end }))
+        Ok(Some(Event::Head { key, head, is_end }))
     }
 
-    fn response(&mut self, key: StreamKey, headers: frame::Headers) -> Handled {
-        let is_end = headers.is_end_stream();
-        let is_over_size = headers.is_over_size();
-        let (pseudo, fields) = headers.into_parts();
+    fn response(&mut self, key: StreamKey, is_end: bool, is_over_size: bool, head: Rc<Head>) -> Handled {
         let malformed = Fault::Stream(key.id, Reason::PROTOCOL_ERROR);
-        let is_legal = !is_over_size && are_values_legal(&fields);
-        let Some(status) = pseudo.status.filter(|_| is_legal) else { return Err(malformed) };
+        let is_legal = !is_over_size && head.are_values_legal;
+        let Some(status) = head.pseudo.status.filter(|_| is_legal) else { return Err(malformed) };
         if status.is_informational() {
             return if is_end { Err(malformed) } else { Ok(None) };
         }
-        let due_bytes = due_bytes(&fields).map_err(|()| Fault::Stream(key.id, Reason::PROTOCOL_ERROR))?;
+        let due_bytes = head.due_bytes.map_err(|()| Fault::Stream(key.id, Reason::PROTOCOL_ERROR))?;
         self.idle_frames.earn();
         let stream = self.streams.get_mut(key).expect("the caller has found it");
         stream.has_head = true;
         stream.due_bytes = due_bytes;
         stream.is_remote_done = is_end;
-        Ok(Some(Event::Head { key, pseudo, fields, is_end }))
+        Ok(Some(Event::Head { key, head, is_end }))
     }
 
     fn peer_reset(&mut self, reset: &frame::Reset, now: Instant) -> Handled {
@@ -573,7 +592,9 @@ impl<T> Connection<T> {
             return Err(Fault::Connection(Reason::PROTOCOL_ERROR)); // Section 6.5.2.
         }
         if let Some(bytes) = settings.header_table_size() {
-            self.codec.set_send_header_table_size(bytes.min(HEADER_TABLE_BYTES_MAX) as usize);
+            let bytes = bytes.min(HEADER_TABLE_BYTES_MAX);
+            self.codec.set_send_header_table_size(bytes as usize);
+            self.table_update = Some((self.table_update.map_or(bytes, |(least, _)| least.min(bytes)), bytes));
         }
         if let Some(bytes) = settings.max_frame_size() {
             self.codec.set_max_send_frame_size(bytes as usize);
@@ -648,11 +669,11 @@ impl<T> Connection<T> {
         self.backlog_bytes
     }
 
-    /// Opens a stream (client role) and says `pseudo` and `fields` on it.
+    /// Opens a stream (client role) and says `head` on it.
     ///
     /// # Errors
     /// [`OpenError`]; nothing was said then.
-    pub fn open(&mut self, pseudo: Pseudo, fields: HeaderMap, attachment: T) -> Result<StreamKey, OpenError> {
+    pub fn open(&mut self, head: &RequestHead<'_>, attachment: T) -> Result<StreamKey, OpenError> {
         assert_eq!(self.role, Role::Client);
         let id = if self.streams.highest_id == 0 { 1 } else { self.streams.highest_id + 2 };
         if !self.takes_streams() || id > i32::MAX as u32 {
@@ -671,7 +692,11 @@ impl<T> Connection<T> {
             backlog: Backlog::default(),
             attachment: Some(attachment),
         });
-        self.put_frame(frame::Headers::new(id.into(), pseudo, fields).into());
+        let mut block = std::mem::take(&mut self.block);
+        head.put(&mut block);
+        self.put_block(id, END_HEADERS, &block);
+        block.clear();
+        self.block = block;
         Ok(key)
     }
 
@@ -750,7 +775,7 @@ impl<T> Connection<T> {
     /// Says the head of a gRPC response: status 200, `content-type: application/grpc`.
     pub fn send_ok_head(&mut self, key: StreamKey) {
         if self.is_open(key) {
-            self.put_block(key.id, END_HEADERS, OK_HEAD_BLOCK);
+            self.put_block(key.id, END_HEADERS, heads::OK_HEAD_BLOCK);
         }
     }
 
@@ -939,7 +964,7 @@ impl<T> Connection<T> {
 
     fn put_ending(&mut self, key: StreamKey, ending: Ending) {
         match ending {
-            Ending::Ok => self.put_block(key.id, END_HEADERS | END_STREAM, OK_TRAILERS_BLOCK),
+            Ending::Ok => self.put_block(key.id, END_HEADERS | END_STREAM, heads::OK_TRAILERS_BLOCK),
             Ending::Trailers(fields) => self.put_frame(frame::Headers::trailers(key.id.into(), fields).into()),
             Ending::Data => {} // Said with the last DATA frame.
         }
@@ -1027,6 +1052,9 @@ impl<T> Connection<T> {
     // ---- frames into the outbox ----
 
     fn put_frame(&mut self, frame: Frame<Bytes>) {
+        if matches!(frame, Frame::Headers(_)) {
+            self.table_update = None; // The codec says it by itself.
+        }
         let mut cx = Context::from_waker(Waker::noop());
         // The wire takes everything at once, so the codec is ready before and empty after.
         let ready = self.codec.poll_ready(&mut cx);
@@ -1036,8 +1064,17 @@ impl<T> Connection<T> {
         assert!(matches!(flushed, Poll::Ready(Ok(()))));
     }
 
+    /// Says a header block that leaves the table of headers alone.
     fn put_block(&mut self, id: u32, flags: u8, block: &[u8]) {
-        self.put_head(HEADERS, flags, id, block.len());
+        let mut sizes = SmallVec::<[u8; 8]>::new();
+        if let Some((least_bytes, bytes)) = self.table_update.take() {
+            if least_bytes < bytes {
+                heads::put_table_size(least_bytes, &mut sizes);
+            }
+            heads::put_table_size(bytes, &mut sizes);
+        }
+        self.put_head(HEADERS, flags, id, sizes.len() + block.len());
+        self.outbox().put(&sizes);
         self.outbox().put(block);
     }
 
@@ -1052,28 +1089,4 @@ impl<T> fmt::Debug for Connection<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Connection({:?}, {} streams, fault {:?})", self.role, self.streams.len(), self.fault)
     }
-}
-
-/// Section 8.2.1: no space around a value. The codec has checked everything else.
-fn are_values_legal(fields: &HeaderMap) -> bool {
-    let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
-    fields.values().map(HeaderValue::as_bytes).all(|value| !is_space(value.first()) && !is_space(value.last()))
-}
-
-/// Section 8.3.1: a Host that names another authority makes the request malformed.
-fn is_host_legal(authority: Option<&str>, fields: &HeaderMap) -> bool {
-    match (authority, fields.get(HOST)) {
-        (Some(authority), Some(host)) => host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()),
-        _ => true,
-    }
-}
-
-/// What content-length promises, if it is there and makes sense.
-fn due_bytes(fields: &HeaderMap) -> Result<Option<u64>, ()> {
-    let mut values = fields.get_all(CONTENT_LENGTH).iter();
-    let Some(first) = values.next() else { return Ok(None) };
-    if values.any(|other| other != first) {
-        return Err(());
-    }
-    frame::parse_u64(first.as_bytes()).map(Some).map_err(|_| ())
 }

@@ -29,21 +29,16 @@ use std::{
 
 use bytes::Bytes;
 use glommio::net::TcpStream;
-use h2::frame::{BytesStr, Pseudo};
-use http::{
-    HeaderMap, HeaderValue, Method as HttpMethod, StatusCode,
-    header::{CONTENT_TYPE, TE, USER_AGENT},
-    uri::Authority,
-};
+use http::{HeaderMap, StatusCode, uri::Authority};
 use milena_proto::method::Method;
 
 use super::{
     frame::{Assembler, FrameError, prefix},
     status::{Code, Status},
-    timeout::{self, GRPC_TIMEOUT},
+    timeout,
 };
 use crate::{
-    http2::{Connection, Event, OpenError, Reason, Role, StreamKey, limits::Profile},
+    http2::{Connection, Event, OpenError, Reason, RequestHead, Role, StreamKey, limits::Profile},
     stream::{Alarm, Read, ReadBuffer, Socket},
     tcp,
 };
@@ -99,8 +94,6 @@ pub enum AddressError {
 pub struct Response {
     /// The message.
     pub message: Bytes,
-    /// What stood in the trailers.
-    pub trailers: HeaderMap,
 }
 
 /// A call that did not succeed.
@@ -150,7 +143,7 @@ impl Channel {
         let task = Task {
             shared: shared.clone(),
             address: address.to_owned(),
-            authority: text(Bytes::copy_from_slice(authority.as_bytes())),
+            authority: authority.to_owned(),
             host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
             port,
             limits,
@@ -473,7 +466,7 @@ impl Slot {
     }
 
     /// What a call has come to whose peer says that all is well.
-    fn outcome(&mut self, trailers: HeaderMap) -> Result<Response, CallError> {
+    fn outcome(&mut self) -> Result<Response, CallError> {
         let is_handed_over = self.parts.as_ref().is_some_and(|parts| parts.message_bytes.is_some());
         let message = match &self.parts {
             Some(parts) if is_handed_over => (parts.due_bytes == 0).then(Bytes::new),
@@ -484,7 +477,7 @@ impl Slot {
             status: Status::new(Code::Internal, "the answer has status OK and no whole message"),
             done: Done::Answered,
         })?;
-        Ok(Response { message, trailers })
+        Ok(Response { message })
     }
 
     fn wake(&mut self) {
@@ -537,7 +530,7 @@ impl fmt::Display for AnswerFault {
 struct Task {
     shared: Rc<RefCell<Shared>>,
     address: String,
-    authority: BytesStr,
+    authority: String,
     host: String,
     port: u16,
     limits: ChannelLimits,
@@ -742,7 +735,7 @@ impl Link {
     /// authority. Answers when the next thing is due.
     fn turn(
         &mut self,
-        queue: Option<(&RefCell<Shared>, &BytesStr)>,
+        queue: Option<(&RefCell<Shared>, &str)>,
         limits: &ChannelLimits,
         now: Instant,
         cx: &mut Context<'_>,
@@ -778,7 +771,7 @@ impl Link {
         Ok(self.due(limits))
     }
 
-    fn open_queued(&mut self, shared: &RefCell<Shared>, authority: &BytesStr, now: Instant) {
+    fn open_queued(&mut self, shared: &RefCell<Shared>, authority: &str, now: Instant) {
         while self.connection.has_room() {
             let Some(slot) = shared.borrow_mut().queue.pop_front() else { return };
             let (path, request, deadline) = {
@@ -788,15 +781,9 @@ impl Link {
                 }
                 (slot.path, std::mem::take(&mut slot.request), slot.deadline)
             };
-            let pseudo = Pseudo {
-                method: Some(HttpMethod::POST),
-                scheme: Some(text(Bytes::from_static(b"http"))),
-                authority: Some(authority.clone()),
-                path: Some(text(Bytes::from_static(path.as_bytes()))),
-                ..Pseudo::default()
-            };
-            let remaining = deadline.saturating_duration_since(now);
-            match self.connection.open(pseudo, request_headers(remaining), slot.clone()) {
+            let timeout = timeout::format(deadline.saturating_duration_since(now));
+            let head = RequestHead { path, authority, timeout: &timeout };
+            match self.connection.open(&head, slot.clone()) {
                 Ok(key) => {
                     slot.borrow_mut().stage = Stage::Sent(self.number, key);
                     if slot.borrow().parts.is_some() {
@@ -858,35 +845,20 @@ impl Link {
     }
 }
 
-fn text(bytes: Bytes) -> BytesStr {
-    BytesStr::try_from(bytes).expect("made of text")
-}
-
-fn request_headers(remaining: Duration) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(4);
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert(TE, HeaderValue::from_static("trailers"));
-    headers.insert(USER_AGENT, HeaderValue::from_static(concat!("milena/", env!("CARGO_PKG_VERSION"))));
-    headers.insert(GRPC_TIMEOUT, timeout::format(remaining));
-    headers
-}
-
 /// Answers whether a call was answered, with whatever status.
 fn take_events(connection: &mut Connection<Rc<RefCell<Slot>>>, limits: &ChannelLimits, now: Instant) -> bool {
     let mut has_answer = false;
     while let Some(event) = connection.next_event(now) {
         match event {
-            Event::Head { key, pseudo, fields, is_end } => {
+            Event::Head { key, head, is_end } => {
                 has_answer = true;
-                let status = pseudo.status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-                if is_end {
-                    finish(connection, key, status, fields);
-                } else if status != StatusCode::OK {
-                    finish(connection, key, status, HeaderMap::new());
+                let status = head.pseudo.status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                if is_end || status != StatusCode::OK {
+                    finish(connection, key, status, &head.fields);
                 }
             }
             Event::Data { key, bytes, is_end } => on_data(connection, limits, key, bytes, is_end),
-            Event::Trailers { key, fields } => finish(connection, key, StatusCode::OK, fields),
+            Event::Trailers { key, head } => finish(connection, key, StatusCode::OK, &head.fields),
             Event::Reset { reason, .. } => {
                 if let Some(slot) = connection.take_reset() {
                     on_reset(&slot, reason);
@@ -917,14 +889,14 @@ fn on_data(
 }
 
 /// The response is complete, or will not be.
-fn finish(connection: &mut Connection<Rc<RefCell<Slot>>>, key: StreamKey, status: StatusCode, trailers: HeaderMap) {
+fn finish(connection: &mut Connection<Rc<RefCell<Slot>>>, key: StreamKey, status: StatusCode, trailers: &HeaderMap) {
     let Some(slot) = connection.close(key) else { return };
     let mut slot = slot.borrow_mut();
     if status != StatusCode::OK {
         return slot.fail(Code::from_http(status), format!("HTTP status {status}"), Done::Unknown);
     }
-    let outcome = match Status::from_trailers(&trailers) {
-        Ok(()) => slot.outcome(trailers),
+    let outcome = match Status::from_trailers(trailers) {
+        Ok(()) => slot.outcome(),
         Err(status) => Err(CallError { status, done: Done::Answered }),
     };
     slot.end(outcome);

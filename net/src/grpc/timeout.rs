@@ -6,15 +6,16 @@
 //! ```
 //! Specification: grpc/grpc, doc/PROTOCOL-HTTP2.md, "Timeout". The clock starts when the headers arrive.
 
-use std::time::Duration;
+use std::{io::Write as _, time::Duration};
 
 use http::{HeaderName, HeaderValue};
+use smallvec::SmallVec;
 
 /// The header's name.
 pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 const DIGITS_MAX: usize = 8;
-const NUMBER_MAX: u128 = 10_u128.pow(DIGITS_MAX as u32) - 1;
+const NUMBER_MAX: u64 = 10_u64.pow(DIGITS_MAX as u32) - 1;
 
 /// Units from the finest to the coarsest, with their length in nanoseconds.
 const UNITS: [(u8, u64); 6] = [
@@ -27,7 +28,7 @@ const UNITS: [(u8, u64); 6] = [
 ];
 
 // The longest that can be said, 99 999 999 hours, is a duration like any other: about 11 400 years.
-const _: () = assert!(NUMBER_MAX * 3_600 < u64::MAX as u128);
+const _: () = assert!(NUMBER_MAX < u64::MAX / 3_600);
 
 /// The time that a caller gives; `None` when the value is not a timeout.
 ///
@@ -47,22 +48,28 @@ pub fn parse(value: &HeaderValue) -> Option<Duration> {
     Some(Duration::new(seconds, (nanoseconds % 1_000_000_000) as u32))
 }
 
-/// What is left of a caller's time, for the call that is made on its behalf.
+/// What is left of a caller's time, for the call that is made on its behalf: digits and a letter.
 ///
-/// In the finest unit that has room, rounded down, so that nobody works past the caller's own deadline; the error is
-/// less than a hundred-thousandth. The value is never put into the peer's table of headers: it differs with every call.
+/// Rounded up to two digits that matter, as gRPC's own clients do, so that call after call says the same and the peer
+/// recognises it. Up to a tenth too long; it only tells the peer when work is certainly in vain, whoever calls ends the
+/// call itself.
 #[must_use]
-pub fn format(remaining: Duration) -> HeaderValue {
-    let nanoseconds = remaining.as_nanos();
+pub fn format(remaining: Duration) -> SmallVec<[u8; 16]> {
+    let nanoseconds = u64::try_from(remaining.as_nanos()).unwrap_or(u64::MAX); // 584 years are as good as more.
     let (letter, number) = UNITS
         .iter()
-        .map(|(letter, unit_ns)| (*letter, nanoseconds / u128::from(*unit_ns)))
+        .map(|(letter, unit_ns)| (*letter, round_up(nanoseconds.div_ceil(*unit_ns))))
         .find(|(_, number)| *number <= NUMBER_MAX)
-        .unwrap_or((b'H', NUMBER_MAX));
-    let text = format!("{number}{}", char::from(letter));
-    let mut value = HeaderValue::try_from(text).expect("digits and a letter");
-    value.set_sensitive(true);
-    value
+        .expect("hours have room for that");
+    let mut text = SmallVec::new();
+    write!(text, "{number}{}", char::from(letter)).expect("a vector takes everything");
+    text
+}
+
+/// The next number that has no more than two digits before its zeros.
+fn round_up(number: u64) -> u64 {
+    let unit = 10_u64.pow(number.checked_ilog10().unwrap_or(0).saturating_sub(1));
+    number.div_ceil(unit).saturating_mul(unit)
 }
 
 #[cfg(test)]
@@ -100,30 +107,32 @@ mod tests {
     }
 
     #[test]
-    fn the_finest_unit_with_room_is_used() {
+    fn the_finest_unit_with_room_is_used_and_two_digits_matter() {
         for (remaining, expected) in [
             (Duration::ZERO, "0n"),
-            (Duration::from_nanos(99_999_999), "99999999n"),
-            (Duration::from_nanos(100_000_000), "100000u"),
+            (Duration::from_nanos(7), "7n"),
+            (Duration::from_nanos(98_765_432), "99000000n"),
+            (Duration::from_nanos(99_999_999), "100000u"),
+            (Duration::from_nanos(100_000_001), "110000u"),
+            (Duration::from_micros(4_999_700), "5000000u"),
             (Duration::from_secs(5), "5000000u"),
             (Duration::from_secs(100), "100000m"),
             (Duration::from_secs(100_000), "100000S"),
-            (Duration::from_secs(100_000_000), "1666666M"),
-            (Duration::from_secs(60 * 100_000_000), "1666666H"),
-            (Duration::MAX, "99999999H"),
+            (Duration::from_secs(100_000_000), "1700000M"),
+            (Duration::from_secs(60 * 100_000_000), "1700000H"),
+            (Duration::MAX, "5200000H"),
         ] {
-            assert_eq!(format(remaining), expected, "{remaining:?}");
-            assert!(format(remaining).is_sensitive());
+            assert_eq!(std::str::from_utf8(&format(remaining)), Ok(expected), "{remaining:?}");
         }
     }
 
     #[test]
-    fn what_is_passed_on_is_never_longer_and_hardly_shorter() {
+    fn what_is_passed_on_is_never_shorter_and_at_most_a_tenth_longer() {
         let mut remaining = Duration::from_nanos(1);
-        while remaining < Duration::from_secs(99_999_999 * 3_600) {
-            let passed_on = parse(&format(remaining)).unwrap();
-            assert!(passed_on <= remaining, "{remaining:?}");
-            assert!((remaining - passed_on).as_nanos() * 100_000 <= remaining.as_nanos(), "{remaining:?}");
+        while remaining < Duration::from_secs(5_000_000 * 3_600) {
+            let passed_on = parse(&HeaderValue::from_bytes(&format(remaining)).unwrap()).unwrap();
+            assert!(passed_on >= remaining, "{remaining:?}");
+            assert!((passed_on - remaining).as_nanos() * 10 <= remaining.as_nanos(), "{remaining:?}");
             remaining = remaining * 17 / 10 + Duration::from_nanos(3);
         }
     }

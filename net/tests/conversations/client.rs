@@ -3,9 +3,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use h2::frame::{BytesStr, Pseudo};
-use http::{HeaderMap, HeaderValue, Method, header::CONTENT_TYPE};
-use milena_net::http2::{Connection, Event, OpenError, Role, StreamKey, limits::LINK};
+use milena_net::http2::{Connection, Event, OpenError, RequestHead, Role, StreamKey, limits::LINK};
 
 use crate::{
     frames::{END_STREAM, Fields, SETTINGS, call, data, frame, grpc, headers, ping, settings, window_update},
@@ -35,16 +33,8 @@ impl Client {
     }
 
     fn open(&mut self, message: Bytes) -> Result<StreamKey, OpenError> {
-        let text = |text: &'static str| BytesStr::try_from(Bytes::from_static(text.as_bytes())).unwrap();
-        let pseudo = Pseudo {
-            method: Some(Method::POST),
-            scheme: Some(text("http")),
-            authority: Some(text("there")),
-            path: Some(text("/t/Echo")),
-            ..Pseudo::default()
-        };
-        let fields = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/grpc"))]);
-        let key = self.connection.open(pseudo, fields, 7)?;
+        let head = RequestHead { path: "/t/Echo", authority: "there", timeout: b"5S" };
+        let key = self.connection.open(&head, 7)?;
         self.connection.send_part(key, &grpc(&vec![0; message.len()])[..5], message, true);
         Ok(key)
     }
@@ -53,14 +43,14 @@ impl Client {
         self.connection.receive(bytes.as_ref());
         while let Some(event) = self.connection.next_event(Instant::now()) {
             let line = match event {
-                Event::Head { pseudo, is_end, .. } => format!("head {}{}", pseudo.status.unwrap(), end(is_end)),
+                Event::Head { head, is_end, .. } => format!("head {}{}", head.pseudo.status.unwrap(), end(is_end)),
                 Event::Data { bytes, is_end, .. } => {
                     self.bodies.extend_from_slice(&bytes);
                     format!("data {}{}", bytes.len(), end(is_end))
                 }
-                Event::Trailers { key, fields } => {
+                Event::Trailers { key, head } => {
                     assert_eq!(self.connection.close(key), Some(7));
-                    format!("trailers {}", fields["grpc-status"].to_str().unwrap())
+                    format!("trailers {}", head.fields["grpc-status"].to_str().unwrap())
                 }
                 Event::Reset { reason, by_peer, .. } => {
                     assert_eq!(self.connection.take_reset(), Some(7));

@@ -6,6 +6,7 @@ mod ends;
 mod frames;
 mod framing;
 mod grpc;
+mod heads;
 mod limits;
 mod messages;
 mod script;

@@ -20,12 +20,11 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use futures::{Stream as _, stream::FuturesUnordered};
-use h2::frame::Pseudo;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header::CONTENT_TYPE};
 use milena_proto::method::{HEALTH_CHECK, HEALTH_WATCH, REFLECTION_PATHS};
 use smallvec::SmallVec;
@@ -41,7 +40,7 @@ use crate::{
         timeout::{self, GRPC_TIMEOUT},
         watch,
     },
-    http2::{COPIED_BYTES_MAX, Connection, Event, Reason, Role, StreamKey, limits::Profile},
+    http2::{COPIED_BYTES_MAX, Connection, Event, Head, Reason, Role, StreamKey, limits::Profile},
 };
 
 /// Futures kept for the next call that waits, so that waiting costs no allocation of its own.
@@ -77,6 +76,8 @@ pub struct Conversation<S: Service> {
     /// Watches end once they have seen the latest value: nobody will be here to change it.
     is_stopping: bool,
     greeting_due: Instant,
+    /// The last request's head and what it asks for: most heads are the same as the one before.
+    last_head: Option<(Rc<Head>, Result<Meaning, Refusal>)>,
     /// No call's deadline is earlier. It may be the deadline of a call that has ended: then nothing is found to be due.
     deadline: Option<Instant>,
     /// Bytes of requests that are not complete.
@@ -101,6 +102,22 @@ pub struct Incoming<F> {
     slot: Option<Rc<RefCell<Slot<F>>>>,
     source: Option<Source>,
     has_head: bool,
+}
+
+/// What the head of a request asks for.
+#[derive(Clone)]
+struct Meaning {
+    path: Path,
+    kind: Kind,
+    /// The call names an encoding other than `identity`.
+    is_encoded: bool,
+    timeout: Option<Duration>,
+}
+
+/// Why the head of a request is answered at once.
+enum Refusal {
+    Http(StatusCode),
+    NoSuchMethod,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -200,6 +217,7 @@ impl<S: Service> Conversation<S> {
             aside: VecDeque::new(),
             is_stopping: false,
             greeting_due: now + profile.handshake,
+            last_head: None,
             deadline: None,
             held_bytes: 0,
             reserved_bytes: 0,
@@ -220,7 +238,7 @@ impl<S: Service> Conversation<S> {
         self.connection.receive(bytes);
         while let Some(event) = self.connection.next_event(now) {
             match event {
-                Event::Head { key, pseudo, fields, is_end } => self.on_head(key, pseudo, &fields, is_end, now),
+                Event::Head { key, head, is_end } => self.on_head(key, &head, is_end, now),
                 Event::Data { key, bytes, is_end } => self.on_data(key, bytes, is_end, now),
                 Event::Trailers { key, .. } => self.on_end(key, now),
                 Event::Reset { .. } => {
@@ -310,25 +328,19 @@ impl<S: Service> Conversation<S> {
 
     // ---- requests ----
 
-    fn on_head(&mut self, key: StreamKey, pseudo: Pseudo, fields: &HeaderMap, is_end: bool, now: Instant) {
-        if pseudo.method != Some(Method::POST) {
-            return self.connection.send_head(key, StatusCode::METHOD_NOT_ALLOWED, HeaderMap::new(), true);
-        }
-        if !fields.get(CONTENT_TYPE).is_some_and(is_grpc) {
-            return self.connection.send_head(key, StatusCode::UNSUPPORTED_MEDIA_TYPE, HeaderMap::new(), true);
-        }
-        let path = Path::new(pseudo.path.expect("the connection has checked it"));
-        let kind = match &*path {
-            path if path == HEALTH_CHECK.path => Kind::HealthCheck,
-            path if path == HEALTH_WATCH.path => Kind::HealthWatch,
-            path if REFLECTION_PATHS.contains(&path) => Kind::Reflection,
-            path => match self.service.method(path) {
-                Some(effect) => Kind::Call(effect),
-                None => return self.fail(key, &Status::new(Code::Unimplemented, "there is no such method here")),
-            },
+    fn on_head(&mut self, key: StreamKey, head: &Rc<Head>, is_end: bool, now: Instant) {
+        let meaning = match &self.last_head {
+            Some((last, meaning)) if Rc::ptr_eq(last, head) => meaning,
+            _ => &self.last_head.insert((Rc::clone(head), self.meaning(head))).1,
         };
-        let is_encoded = fields.get("grpc-encoding").is_some_and(|encoding| encoding != "identity");
-        let deadline = fields.get(GRPC_TIMEOUT).and_then(timeout::parse).and_then(|timeout| now.checked_add(timeout));
+        let Meaning { path, kind, is_encoded, timeout } = match meaning {
+            Ok(meaning) => meaning.clone(),
+            Err(Refusal::Http(status)) => return self.connection.send_head(key, *status, HeaderMap::new(), true),
+            Err(Refusal::NoSuchMethod) => {
+                return self.fail(key, &Status::new(Code::Unimplemented, "there is no such method here"));
+            }
+        };
+        let deadline = timeout.and_then(|timeout| now.checked_add(timeout));
         self.connection.attach(
             key,
             Incoming {
@@ -351,6 +363,26 @@ impl<S: Service> Conversation<S> {
         if is_end {
             self.on_end(key, now);
         }
+    }
+
+    /// What a head asks for.
+    fn meaning(&self, head: &Head) -> Result<Meaning, Refusal> {
+        if head.pseudo.method != Some(Method::POST) {
+            return Err(Refusal::Http(StatusCode::METHOD_NOT_ALLOWED));
+        }
+        if !head.fields.get(CONTENT_TYPE).is_some_and(is_grpc) {
+            return Err(Refusal::Http(StatusCode::UNSUPPORTED_MEDIA_TYPE));
+        }
+        let path = Path::new(head.pseudo.path.clone().expect("the connection has checked it"));
+        let kind = match &*path {
+            path if path == HEALTH_CHECK.path => Kind::HealthCheck,
+            path if path == HEALTH_WATCH.path => Kind::HealthWatch,
+            path if REFLECTION_PATHS.contains(&path) => Kind::Reflection,
+            path => Kind::Call(self.service.method(path).ok_or(Refusal::NoSuchMethod)?),
+        };
+        let is_encoded = head.fields.get("grpc-encoding").is_some_and(|encoding| encoding != "identity");
+        let timeout = head.fields.get(GRPC_TIMEOUT).and_then(timeout::parse);
+        Ok(Meaning { path, kind, is_encoded, timeout })
     }
 
     fn on_data(&mut self, key: StreamKey, mut data: Bytes, is_end: bool, now: Instant) {
