@@ -8,7 +8,7 @@ use std::{
     net::Shutdown,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
@@ -130,11 +130,14 @@ impl Socket {
         if self.stream.shutdown(Shutdown::Write).await.is_err() {
             return;
         }
-        let mut patience = Timer::new(FAREWELL_MAX);
+        let mut patience = Alarm::default();
+        let until = Instant::now() + FAREWELL_MAX;
         poll_fn(|cx| {
-            if Pin::new(&mut patience).poll(cx).is_ready() {
+            let now = Instant::now();
+            if until <= now {
                 return Poll::Ready(());
             }
+            patience.set(Some(until), now, cx);
             match self.read(cx, |_| true) {
                 Ok(Read::Drained) => Poll::Pending,
                 Ok(Read::More) => {
@@ -168,25 +171,34 @@ impl Socket {
 
 /// Wakes a task when something is due. One timer for a whole connection, set anew only when something is due earlier:
 /// a turn with nothing to do costs less than a timer for each call.
+///
+/// A timer of the runtime is polled just once: each time it is polled it is registered once more, and all of them are
+/// looked at in every turn of the core's loop until their time comes (glommio-ng 0.12, `Timer::poll`).
 #[derive(Debug, Default)]
-pub(crate) struct Alarm(Option<(Instant, Timer)>);
+pub(crate) struct Alarm(Option<Set>);
+
+#[derive(Debug)]
+struct Set {
+    at: Instant,
+    /// Whom it wakes.
+    waker: Waker,
+    _timer: Timer,
+}
 
 impl Alarm {
-    /// Sees to it that the task of `cx` is polled at `due`, or a little before.
+    /// Sees to it that the task of `cx` is polled at `due`, or a little before. It may be polled when nothing is due any
+    /// more.
     pub(crate) fn set(&mut self, due: Option<Instant>, now: Instant, cx: &mut Context<'_>) {
-        let Some(due) = due else {
-            self.0 = None;
+        let Some(due) = due else { return };
+        if self.0.as_ref().is_some_and(|set| now < set.at && set.at <= due && set.waker.will_wake(cx.waker())) {
             return;
-        };
-        let is_early_enough = self.0.as_ref().is_some_and(|(at, _)| *at <= due && *at > now);
-        if !is_early_enough {
-            self.0 = Some((due, Timer::new(due.saturating_duration_since(now))));
         }
-        if let Some((_, timer)) = &mut self.0
-            && Pin::new(timer).poll(cx).is_ready()
-        {
+        let mut timer = Timer::new(due.saturating_duration_since(now));
+        if Pin::new(&mut timer).poll(cx).is_ready() {
             self.0 = None;
             cx.waker().wake_by_ref();
+        } else {
+            self.0 = Some(Set { at: due, waker: cx.waker().clone(), _timer: timer });
         }
     }
 }
