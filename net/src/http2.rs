@@ -44,7 +44,7 @@ use smallvec::SmallVec;
 use self::{
     flow::{Overflow, ReceiveWindow, SendWindow},
     heads::KnownHeads,
-    limits::{Meter, OUTBOX_BYTES_MAX, Profile, RESTING_BYTES_MAX},
+    limits::{Meter, OUTBOX_BYTES_MAX, Profile},
     streams::{Backlog, Ending, Stream, Streams},
     wire::Wire,
 };
@@ -900,10 +900,11 @@ impl<T> Connection<T> {
 
     /// Gives large buffers back when they are empty, so that a connection that falls silent costs little.
     pub fn rest(&mut self) {
-        if self.inbound.is_empty() && self.inbound.capacity() > RESTING_BYTES_MAX {
+        let resting_bytes_max = self.profile.resting_bytes_max;
+        if self.inbound.is_empty() && self.inbound.capacity() > resting_bytes_max {
             self.inbound = BytesMut::new();
         }
-        self.outbox().rest();
+        self.outbox().rest(resting_bytes_max);
     }
 
     fn end(&mut self, key: StreamKey, ending: Ending) {

@@ -80,16 +80,17 @@ pub(crate) async fn forward(desk: Rc<Desk>, call: Forwarded, request: Request) -
     desk.rates.borrow_mut().admit(peer, key.bucket(), now).map_err(|limited| turn_away(&desk, limited))?;
 
     let mut air = InTheAir::begin(&desk);
-    let failure = match attempt(&desk, call, key, &message, deadline).await {
+    let failure = match attempt(&desk, call, key, &message, deadline, now).await {
         Ok(answer) => return Ok(pass_on(answer)),
         Err(failure) => failure,
     };
-    let has_time = deadline.saturating_duration_since(Instant::now()) >= DEADLINE_MIN;
+    let now = Instant::now();
+    let has_time = deadline.saturating_duration_since(now) >= DEADLINE_MIN;
     if !(has_time && failure.may_be_repeated(call.access) && air.begin_retry()) {
         return Err(failure.into_status(call.access));
     }
     desk.stats.borrow_mut().retries += 1;
-    let outcome = attempt(&desk, call, key, &message, deadline).await;
+    let outcome = attempt(&desk, call, key, &message, deadline, now).await;
     outcome.map(pass_on).map_err(|failure| failure.into_status(call.access))
 }
 
@@ -107,8 +108,9 @@ async fn attempt(
     key: KeyRef<'_>,
     message: &Bytes,
     deadline: Instant,
+    now: Instant,
 ) -> Result<Answer, Failure> {
-    if deadline.saturating_duration_since(Instant::now()) < DEADLINE_MIN {
+    if deadline.saturating_duration_since(now) < DEADLINE_MIN {
         return Err(Failure::Ours(Status::new(Code::DeadlineExceeded, "the deadline passed at the router")));
     }
     let (in_the_air, channel) = {

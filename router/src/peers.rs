@@ -181,9 +181,9 @@ impl Peers {
         Ok(Call { slot, generation: peer.generation })
     }
 
-    /// Ends a call. Returns the node when that opened its breaker.
+    /// Ends a call. Returns the node when that opened its breaker. Asks for the time only then.
     #[expect(clippy::needless_pass_by_value, reason = "a call ends once")]
-    pub fn end(&mut self, call: Call, ending: Ending, now: Instant) -> Option<Arc<Member>> {
+    pub fn end(&mut self, call: Call, ending: Ending, now: impl FnOnce() -> Instant) -> Option<Arc<Member>> {
         let Call { slot, generation } = call;
         let peer = self.peer(slot, generation)?;
         peer.inflight -= 1;
@@ -198,7 +198,7 @@ impl Peers {
                 None
             }
             (Breaker::Closed { .. }, Ending::Broken) => {
-                peer.breaker = Breaker::Open { until: now + PAUSE_MIN, pause: PAUSE_MIN };
+                peer.breaker = Breaker::Open { until: now() + PAUSE_MIN, pause: PAUSE_MIN };
                 let member = Arc::clone(&peer.member);
                 self.open_count += 1;
                 Some(member)
@@ -343,7 +343,7 @@ mod tests {
 
         fn call(&mut self, slot: usize, ending: Ending) -> Result<bool, Barred> {
             let call = self.peers.begin(slot)?;
-            Ok(self.peers.end(call, ending, self.now).is_some())
+            Ok(self.peers.end(call, ending, || self.now).is_some())
         }
 
         fn break_open(&mut self, slot: usize) {
@@ -423,7 +423,7 @@ mod tests {
         assert!(cluster.probe(PAUSE_MAX).is_empty(), "the dead are not probed");
         (0..3).for_each(|index| cluster.join(index));
         assert_eq!(cluster.call(0, Ending::Answered), Ok(false));
-        assert!(cluster.peers.end(old_call, Ending::Broken, cluster.now).is_none());
+        assert!(cluster.peers.end(old_call, Ending::Broken, || cluster.now).is_none());
         assert_eq!(cluster.peers.inflight(), 0);
     }
 
@@ -443,7 +443,7 @@ mod tests {
         cluster.join(3);
         assert_eq!(cluster.call(0, Ending::Answered), Err(Barred::Open));
         assert_eq!(cluster.peers.inflight(), 1);
-        cluster.peers.end(call, Ending::Answered, cluster.now);
+        cluster.peers.end(call, Ending::Answered, || cluster.now);
         assert_eq!(cluster.peers.inflight(), 0);
     }
 
@@ -453,7 +453,7 @@ mod tests {
         let mut calls: Vec<Call> = (0..INFLIGHT_MAX).map(|_| cluster.peers.begin(0).unwrap()).collect();
         assert_eq!(cluster.call(0, Ending::Answered), Err(Barred::Full));
         assert_eq!(cluster.call(1, Ending::Answered), Ok(false));
-        cluster.peers.end(calls.pop().unwrap(), Ending::Abandoned, cluster.now);
+        cluster.peers.end(calls.pop().unwrap(), Ending::Abandoned, || cluster.now);
         assert_eq!(cluster.call(0, Ending::Answered), Ok(false));
         assert_eq!(cluster.peers.inflight(), INFLIGHT_MAX - 1);
     }

@@ -204,7 +204,7 @@ impl Desk {
     }
 
     pub(crate) fn end_call(&self, call: Call, ending: Ending) {
-        let opened = self.peers.borrow_mut().end(call, ending, Instant::now());
+        let opened = self.peers.borrow_mut().end(call, ending, Instant::now);
         if let Some(member) = opened {
             let failures = FAILURES_MAX;
             tracing::warn!(
@@ -353,6 +353,7 @@ impl RouterService {
 
 impl Service for RouterService {
     type Call = Pin<Box<dyn Future<Output = Reply>>>;
+    const MOSTLY_WAITS: bool = true;
 
     fn method(&self, path: &str) -> Option<Effect> {
         Some(match Method::at(path)?.op() {

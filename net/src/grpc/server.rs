@@ -44,6 +44,9 @@ pub trait Service: 'static {
     /// One call under way. Polled on the connection's task; a borrow must not live across an await in it.
     type Call: Future<Output = Reply> + 'static;
 
+    /// Whether hardly any call is answered when it is polled for the first time: then it is not tried.
+    const MOSTLY_WAITS: bool = false;
+
     /// What is behind a path, for example `/cache_server.Cache/Get`; `None` is answered with UNIMPLEMENTED.
     fn method(&self, path: &str) -> Option<Effect>;
 

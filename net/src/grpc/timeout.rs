@@ -6,7 +6,7 @@
 //! ```
 //! Specification: grpc/grpc, doc/PROTOCOL-HTTP2.md, "Timeout". The clock starts when the headers arrive.
 
-use std::{io::Write as _, time::Duration};
+use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 use smallvec::SmallVec;
@@ -61,8 +61,18 @@ pub fn format(remaining: Duration) -> SmallVec<[u8; 16]> {
         .map(|(letter, unit_ns)| (*letter, round_up(nanoseconds.div_ceil(*unit_ns))))
         .find(|(_, number)| *number <= NUMBER_MAX)
         .expect("hours have room for that");
+    put_decimal(number, letter)
+}
+
+/// What `{number}{letter}` would be, without the machinery of formatting: this is said with every call.
+fn put_decimal(number: u64, letter: u8) -> SmallVec<[u8; 16]> {
     let mut text = SmallVec::new();
-    write!(text, "{number}{}", char::from(letter)).expect("a vector takes everything");
+    let mut unit = 10_u64.pow(number.checked_ilog10().unwrap_or(0));
+    while unit > 0 {
+        text.push(b'0' + (number / unit % 10) as u8);
+        unit /= 10;
+    }
+    text.push(letter);
     text
 }
 

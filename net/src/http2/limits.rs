@@ -22,6 +22,8 @@ pub struct Profile {
     /// Bytes of unfinished requests that one connection may make us hold, and bytes of large answers: a read whose
     /// answer has no room waits until it has.
     pub held_bytes_max: usize,
+    /// What an empty buffer may keep between two turns, in bytes: little where there are many connections that are silent.
+    pub resting_bytes_max: usize,
     /// Streams the peer may reset, or make us reset, in a burst (CVE-2023-44487, CVE-2025-8671).
     pub resets: Allowance,
     /// PING, SETTINGS, PRIORITY, empty DATA and frames nobody knows, in a burst. Every frame that carries a call earns
@@ -50,6 +52,7 @@ pub static OUTSIDE: Profile = Profile {
     frame_bytes_max: 16 << 10,
     header_list_bytes_max: 16 << 10,
     held_bytes_max: 64 << 20,
+    resting_bytes_max: 32 << 10,
     resets: Allowance { burst: 400, per_second: 200 },
     idle_frames: Allowance { burst: 1_000, per_second: 200 },
     handshake: Duration::from_secs(10),
@@ -64,6 +67,7 @@ pub static LINK: Profile = Profile {
     frame_bytes_max: 64 << 10,
     header_list_bytes_max: 16 << 10,
     held_bytes_max: 256 << 20,
+    resting_bytes_max: 256 << 10,
     resets: Allowance { burst: 65_536, per_second: 65_536 },
     idle_frames: Allowance { burst: 65_536, per_second: 65_536 },
     handshake: Duration::from_secs(10),
@@ -72,9 +76,6 @@ pub static LINK: Profile = Profile {
 
 /// Bytes that may wait in a connection's outbox before we neither read more nor turn more answers into frames.
 pub const OUTBOX_BYTES_MAX: usize = 256 << 10;
-
-/// What an empty buffer may keep between two turns of its connection.
-pub(crate) const RESTING_BYTES_MAX: usize = 32 << 10;
 
 /// Streams we have reset whose frames, still on their way, are taken in silence.
 pub(crate) const RESET_STREAMS_REMEMBERED: usize = 1024;

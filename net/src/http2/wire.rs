@@ -10,8 +10,6 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::limits::RESTING_BYTES_MAX;
-
 /// Values from this size on are sent from where they lie; smaller ones are copied beside their neighbours, which is
 /// cheaper than one more element in a gathered write.
 pub const COPIED_BYTES_MAX: usize = 16 << 10;
@@ -93,8 +91,8 @@ impl Outbox {
     }
 
     /// Gives a large buffer back when it is empty.
-    pub(crate) fn rest(&mut self) {
-        if self.is_empty() && self.tail.capacity() > RESTING_BYTES_MAX {
+    pub(crate) fn rest(&mut self, resting_bytes_max: usize) {
+        if self.is_empty() && self.tail.capacity() > resting_bytes_max {
             self.tail = BytesMut::new();
         }
     }

@@ -17,6 +17,7 @@ static TIGHT: Profile = Profile {
     frame_bytes_max: OUTSIDE.frame_bytes_max,
     header_list_bytes_max: OUTSIDE.header_list_bytes_max,
     held_bytes_max: 100_000,
+    resting_bytes_max: OUTSIDE.resting_bytes_max,
     resets: OUTSIDE.resets,
     idle_frames: OUTSIDE.idle_frames,
     handshake: OUTSIDE.handshake,

@@ -461,22 +461,20 @@ impl<S: Service> Conversation<S> {
         let request = Request { path: call.path.clone(), message, deadline: call.deadline, peer };
         let mut future = self.spare.pop().unwrap_or_else(|| Box::pin(None));
         future.set(Some(self.service.call(request)));
-        // Most calls are hits and end here. One that does not is polled again at once, with a waker of its own.
-        let mut cx = Context::from_waker(Waker::noop());
-        match future.as_mut().as_pin_mut().expect("just filled").poll(&mut cx) {
-            Poll::Ready(reply) => {
+        if !S::MOSTLY_WAITS {
+            // Most calls are hits and end here. One that does not is polled again at once, with a waker of its own.
+            let mut cx = Context::from_waker(Waker::noop());
+            if let Poll::Ready(reply) = future.as_mut().as_pin_mut().expect("just filled").poll(&mut cx) {
                 future.set(None);
                 self.spare.push(future);
-                self.reply(key, reply);
-            }
-            Poll::Pending => {
-                let slot = Rc::new(RefCell::new(Slot { key, effect, future: Some(future), waker: None }));
-                if let Some(call) = self.call(key) {
-                    call.slot = Some(slot.clone());
-                }
-                self.waiting.push(Waiting(slot));
+                return self.reply(key, reply);
             }
         }
+        let slot = Rc::new(RefCell::new(Slot { key, effect, future: Some(future), waker: None }));
+        if let Some(call) = self.call(key) {
+            call.slot = Some(slot.clone());
+        }
+        self.waiting.push(Waiting(slot));
     }
 
     /// Calls again what was put aside, as far as there is room.
