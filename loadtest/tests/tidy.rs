@@ -119,6 +119,18 @@ fn storage_beyond_the_object_store(path: &str, source: &str) -> Vec<String> {
     .collect()
 }
 
+/// Every lock in the source of a server, tests apart: cores talk through mailboxes.
+fn locks(path: &Path, source: &str) -> Vec<String> {
+    const SERVERS: [&str; 4] = ["net/src", "storage/src", "core/src", "router/src"];
+    if !SERVERS.iter().any(|folder| path.starts_with(folder)) {
+        return Vec::new();
+    }
+    let served = source.split("#[cfg(test)]").next().unwrap_or_default();
+    let lines = served.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"));
+    let locked = lines.filter(|(_, line)| ["Mutex", "RwLock", "Condvar"].iter().any(|lock| line.contains(lock)));
+    locked.map(|(index, _)| format!("{}:{}: a lock; cores talk through mailboxes", path.display(), index + 1)).collect()
+}
+
 /// A file or folder with a name that says nothing.
 fn drawer(path: &Path) -> Option<String> {
     let stem = path.file_stem()?.to_str()?;
@@ -272,7 +284,9 @@ fn every_file_has_a_name_that_says_something_and_a_head_that_says_what_for() {
         let extension = path.extension().map_or("", |extension| extension.to_str().unwrap_or("?"));
         let full = root().join(&path);
         if full.is_file() && TEXT.contains(&extension) {
-            complaints.extend(complaints_about_text(&path, &read(&full)));
+            let text = read(&full);
+            complaints.extend(complaints_about_text(&path, &text));
+            complaints.extend(locks(&path, &text));
         }
     }
     assert_none(&complaints);
@@ -341,4 +355,13 @@ fn a_drawer_a_bare_head_unfinished_work_and_machine_paths_are_noticed() {
     assert_eq!(count("a.rs", &["//! For this.\nfn f() { todo", "!() }\n"].concat()), 1);
     assert_eq!(count("a.md", &["see /ho", "me/somebody/notes"].concat()), 1);
     assert_eq!(count("a.toml", &["x = \"https://static.crates", ".io\""].concat()), 1);
+}
+
+#[test]
+fn a_lock_in_a_server_is_noticed_and_one_in_its_tests_is_not() {
+    let count = |path: &str, text: &str| locks(Path::new(path), text).len();
+    assert_eq!(count("net/src/a.rs", "use std::sync::{Arc, Mutex};\n"), 1);
+    assert_eq!(count("core/src/shard/a.rs", "x: RwLock<u8>,\n// no Mutex here\n"), 1);
+    assert_eq!(count("net/src/a.rs", "fn f() {}\n#[cfg(test)]\nmod tests { use std::sync::Mutex; }\n"), 0);
+    assert_eq!(count("benches/src/a.rs", "use std::sync::Mutex;\n"), 0);
 }
