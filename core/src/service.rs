@@ -388,7 +388,8 @@ fn status_of(refusal: &Refusal, complaints: &mesh::Sender<Complaint>) -> Status 
 
 fn status_of_store(error: &Error) -> Status {
     let code = match error.cause {
-        // Damaged on the way or damaged there: another attempt tells, not the caller.
+        // Damaged on the way or damaged there, also when we looked again: no value is to be had now. DATA_LOSS would say
+        // that it is lost for good, which nobody knows yet; the operator is told which object.
         Cause::Unavailable(_) | Cause::OutcomeUnknown(_) | Cause::Corrupt(_) => Code::Unavailable,
         Cause::PermissionDenied(_) => Code::PermissionDenied,
         Cause::Misconfigured(_) => Code::FailedPrecondition,

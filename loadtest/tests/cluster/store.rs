@@ -8,8 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use milena_proto::router_server::GetResponse;
 use tempfile::TempDir;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use crate::{
     client::Client,
@@ -20,6 +21,9 @@ use crate::{
 
 /// More than any number of attempts: the fault stays until the proxy goes.
 const ALWAYS: usize = usize::MAX;
+
+/// Longer than all attempts and the waits between them take.
+const LONG: Duration = Duration::from_secs(20);
 
 /// A node on S3 behind a proxy. Its place in the bucket is its own.
 struct Scene {
@@ -215,46 +219,60 @@ fn a_store_that_fails_for_a_moment_is_asked_again() {
     assert_eq!(client.get("k").unwrap().as_deref(), Some(&b"v"[..]));
 }
 
+/// A Get of a key of its own, on a node that finds the store broken in one way: the answer, and how often the store was asked.
+fn get_from_broken(place: &str, key: &str, fault: Fault, deadline: Duration) -> (Result<GetResponse, Status>, usize) {
+    let scene = Scene::start(place);
+    // What the proxy passes on is answered: the store behind it has the value, and gives it to others.
+    scene.put_cold(key, WHOLE, place);
+    let mut other = Server::node(scene.dir.path(), &borrowed(&on_s3(&seaweed::shared().endpoint(), place)));
+    other.start();
+    assert_eq!(Client::node(other.address).get(key).unwrap().as_deref(), Some(WHOLE.as_bytes()));
+    assert_eq!(other.stop(), Some(0));
+
+    scene.proxy.fail("GET", ALWAYS, fault);
+    let answer = scene.client().answer(key, deadline);
+    (answer, scene.proxy.seen("GET"))
+}
+
+const WHOLE: &str = "a value of some length, so that half of it can be missing";
+
 #[test]
-fn every_answer_of_a_broken_store_has_its_status_and_never_a_wrong_value() {
-    const VALUE: &str = "a value of some length, so that half of it can be missing";
-    let scene = Scene::start("broken");
-    let client = scene.client();
+fn the_first_answer_of_a_broken_store_has_its_status_and_is_never_a_wrong_value() {
+    // The fault, the status of the very first Get and a word of its text that tells why, and how often the store is asked.
     let cases = [
-        (Fault::Status(500, "InternalError"), Code::Unavailable),
-        (Fault::Status(503, "SlowDown"), Code::Unavailable),
-        (Fault::Status(403, "AccessDenied"), Code::PermissionDenied),
-        (Fault::Status(404, "NoSuchBucket"), Code::FailedPrecondition),
-        (Fault::Status(404, "NoSuchKey"), Code::Ok),
-        (Fault::Truncate(10), Code::Unavailable),
-        // As long as it says, and yet not what was written: its checksum tells.
-        (Fault::Lie(-10), Code::Unavailable),
-        (Fault::Flip, Code::Unavailable),
-        // The rest never comes: whoever asks waits as long as it has said it would.
-        (Fault::Lie(10), Code::DeadlineExceeded),
-        (Fault::Raw("this is not HTTP\r\n\r\n"), Code::Unavailable),
+        (Fault::Status(500, "InternalError"), Code::Unavailable, "failed 3 times: 500", 3),
+        (Fault::Status(503, "SlowDown"), Code::Unavailable, "failed 3 times: 503", 3),
+        (Fault::Status(403, "AccessDenied"), Code::PermissionDenied, "403", 1),
+        (Fault::Status(404, "NoSuchBucket"), Code::FailedPrecondition, "NoSuchBucket", 1),
+        (Fault::Truncate(10), Code::Unavailable, "failed 3 times", 3),
+        (Fault::Raw("this is not HTTP\r\n\r\n"), Code::Unavailable, "failed 3 times", 3),
+        // As long as it says, and yet not what was written: its checksum tells, and one more look finds the same.
+        (Fault::Lie(-10), Code::Unavailable, "checksum mismatch", 2),
+        (Fault::Flip, Code::Unavailable, "checksum mismatch", 2),
     ];
-    for (number, (fault, expected)) in cases.into_iter().enumerate() {
-        let key = format!("broken-{number}");
-        scene.put_cold(&key, VALUE, "broken");
-        // As many as are tried for one Get; what is left over is not, because each key is asked until it heals.
-        let proxy = FaultProxy::start(seaweed::shared().address());
-        let mut node = Server::node(scene.dir.path(), &borrowed(&on_s3(&proxy.endpoint(), "broken")));
-        node.start();
-        let broken = Client::node(node.address);
-        proxy.fail("GET", ALWAYS, fault);
-        // The real store behind the proxy may be busy for a moment; what it breaks after that is the proxy's doing.
-        wait_until(&format!("{fault:?} is answered with {expected:?}"), PATIENCE, || {
-            let answer = broken.answer(&key, Duration::from_secs(3));
-            if let Ok(found) = &answer {
-                assert!(!found.successful, "{fault:?}: whatever the store says, a wrong value is never passed on");
-            }
-            // tonic gives up by itself, too, and calls it CANCELLED.
-            let said = if code(&answer) == Code::Cancelled { Code::DeadlineExceeded } else { code(&answer) };
-            (said == expected).then_some(())
-        });
+    for (number, (fault, expected, word, asked)) in cases.into_iter().enumerate() {
+        let (answer, seen) = get_from_broken("broken", &format!("broken-{number}"), fault, LONG);
+        let status = answer.expect_err("whatever the store says, a wrong value is never passed on");
+        assert_eq!(status.code(), expected, "{fault:?}: {status}");
+        assert!(status.message().contains(word), "{fault:?}: {status}");
+        assert_eq!(seen, asked, "{fault:?}");
     }
-    assert_eq!(client.get("broken-0").unwrap().as_deref(), Some(VALUE.as_bytes()));
+}
+
+#[test]
+fn a_store_that_has_no_such_key_is_a_miss_at_the_first_answer() {
+    let (answer, seen) = get_from_broken("no-key", "k", Fault::Status(404, "NoSuchKey"), LONG);
+    let answer = answer.unwrap();
+    assert!(!answer.successful && answer.value.is_empty());
+    assert_eq!(seen, 1);
+}
+
+#[test]
+fn a_body_whose_rest_never_comes_is_waited_for_as_long_as_the_caller_has_said() {
+    let (answer, seen) = get_from_broken("no-rest", "k", Fault::Lie(10), Duration::from_secs(3));
+    // tonic gives up by itself, too, and calls it CANCELLED.
+    assert!(matches!(code(&answer), Code::DeadlineExceeded | Code::Cancelled), "{answer:?}");
+    assert_eq!(seen, 1);
 }
 
 #[test]
