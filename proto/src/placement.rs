@@ -36,6 +36,12 @@ const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 /// Salted tries for a slot that is alive. With half the slots dead, all fail once in 2^64.
 const PROBES_MAX: u64 = 64;
 
+/// The weight of a slot with this share on the wire, where 0 is nothing and [`u32::MAX`] all that probe it.
+#[must_use]
+pub fn weight(share: u32) -> u64 {
+    if share == u32::MAX { WEIGHT_FULL } else { share.into() }
+}
+
 /// The hash that places `key` of `bucket`.
 #[must_use]
 pub fn key_hash(bucket: &[u8], key: &[u8]) -> KeyHash {

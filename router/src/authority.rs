@@ -240,7 +240,12 @@ pub enum ToAuthority {
 #[derive(Clone, Debug)]
 pub enum Question {
     /// Take this node in, or renew its lease.
-    Join(Member),
+    Join {
+        /// Who.
+        member: Member,
+        /// The epoch that it follows; 0 = none.
+        seen_epoch: u64,
+    },
     /// End a membership.
     Leave {
         /// By id.
@@ -321,9 +326,19 @@ pub struct Authority {
     trouble: Option<Unwritten>,
     /// A write that failed is tried again after the next tick, not at once.
     is_pausing: bool,
+    /// Leaves that somebody must see coming first: [`Members::leaves_unseen`].
+    held: Vec<Held>,
     waiting: Vec<Waiting>,
     answers: Vec<(Asker, Answer)>,
     events: Vec<Event>,
+}
+
+/// A Leave that waits; each core has no more questions under way than its mailbox has places.
+#[derive(Debug)]
+struct Held {
+    asker: Asker,
+    node_id: String,
+    address: String,
 }
 
 #[derive(Debug)]
@@ -344,6 +359,7 @@ impl Authority {
             writing: None,
             trouble: None,
             is_pausing: false,
+            held: Vec::new(),
             waiting: Vec::new(),
             answers: Vec::new(),
             events: Vec::new(),
@@ -368,31 +384,53 @@ impl Authority {
             return self.answers.push((asker, Answer::Unwritten(Arc::clone(reason))));
         }
         match question {
-            Question::Join(member) => self.join(asker, member, now),
-            Question::Leave { node_id, address } => {
-                let left = self.members.leave(&node_id, &address);
-                let answer = Answer::Left { was_member: left.is_some() };
-                let epoch = self.members.epoch();
-                self.events.extend(left.map(|member| Event::Left { member, epoch }));
-                // Also when there was none: the Leave that ended it may still be waiting for its write.
-                self.answer_at(self.members.epoch(), asker, answer);
-            }
+            Question::Join { member, seen_epoch } => self.join(asker, member, seen_epoch, now),
+            Question::Leave { node_id, address } => self.held.push(Held { asker, node_id, address }),
+        }
+        self.leave_who_may();
+    }
+
+    /// Lets go whom nobody must see first.
+    fn leave_who_may(&mut self) {
+        let is_free = |members: &Members, held: &Held| !members.leaves_unseen(&held.node_id, &held.address);
+        while let Some(index) = self.held.iter().position(|held| is_free(&self.members, held)) {
+            let Held { asker, node_id, address } = self.held.remove(index);
+            let left = self.members.leave(&node_id, &address);
+            let answer = Answer::Left { was_member: left.is_some() };
+            let epoch = self.members.epoch();
+            self.events.extend(left.map(|member| Event::Left { member, epoch }));
+            // Also when there was none: the Leave that ended it may still be waiting for its write.
+            self.answer_at(self.members.epoch(), asker, answer);
         }
     }
 
-    fn join(&mut self, asker: Asker, member: Member, now: Instant) {
+    fn join(&mut self, asker: Asker, member: Member, seen_epoch: u64, now: Instant) {
+        self.forget_leaves_of(&member);
         let epoch_before = self.members.epoch();
+        let node_id = member.node_id.clone();
         let seated = Arc::new(member.clone());
         match self.members.join(member, now) {
             Ok(Joined { epoch, lease }) => {
                 if self.members.epoch() > epoch_before {
                     self.events.push(Event::Joined { member: seated, epoch });
                 }
+                self.members.has_seen(&node_id, seen_epoch);
                 let lease_ms = u64::try_from(lease.as_millis()).expect("a few seconds");
                 self.answer_at(epoch, asker, Answer::Joined { epoch, lease_ms });
             }
             Err(refusal) => self.answers.push((asker, Answer::Refused(refusal))),
         }
+    }
+
+    /// Who joins has changed its mind: it started again before its goodbye was carried out.
+    fn forget_leaves_of(&mut self, member: &Member) {
+        // By id where there is one, as in every Leave.
+        let is_its = |held: &Held| {
+            held.node_id == member.node_id && (!held.node_id.is_empty() || held.address == member.address)
+        };
+        let (its, others): (Vec<Held>, _) = std::mem::take(&mut self.held).into_iter().partition(is_its);
+        self.held = others;
+        self.answers.extend(its.into_iter().map(|held| (held.asker, Answer::Left { was_member: false })));
     }
 
     /// Answers as soon as the table of `epoch` is durable.
@@ -422,6 +460,7 @@ impl Authority {
         let lapsed = self.members.tick(now);
         let epoch = self.members.epoch();
         self.events.extend(lapsed.into_iter().map(|lapsed| Event::Lapsed { lapsed, epoch }));
+        self.leave_who_may();
         self.is_pausing = false;
     }
 
@@ -462,6 +501,10 @@ impl Authority {
                 let (Unwritten::Failed(reason) | Unwritten::Deposed(reason)) = &unwritten;
                 for Waiting { asker, .. } in self.waiting.drain(..) {
                     self.answers.push((asker, Answer::Unwritten(Arc::clone(reason))));
+                }
+                if matches!(unwritten, Unwritten::Deposed(_)) {
+                    let held = self.held.drain(..).map(|held| (held.asker, Answer::Unwritten(Arc::clone(reason))));
+                    self.answers.extend(held);
                 }
                 let is_news = self.trouble.is_none() || matches!(unwritten, Unwritten::Deposed(_));
                 if is_news {
@@ -672,7 +715,11 @@ mod tests {
         }
 
         fn join(&mut self, name: &str) -> u64 {
-            self.ask(Question::Join(node(name)))
+            self.join_having_seen(name, 0)
+        }
+
+        fn join_having_seen(&mut self, name: &str, seen_epoch: u64) -> u64 {
+            self.ask(Question::Join { member: node(name), seen_epoch })
         }
 
         fn leave(&mut self, name: &str) -> u64 {
@@ -826,12 +873,64 @@ mod tests {
     }
 
     #[test]
+    fn a_leave_waits_until_every_follower_has_seen_that_the_node_came() {
+        let mut town = town();
+        town.join("a");
+        town.write();
+        town.join_having_seen("a", 1);
+        town.join("b");
+        town.write();
+        town.answers();
+        let goodbye = town.leave("b");
+        town.write();
+        assert_eq!((town.answers(), town.authority.view().count(State::Live)), (vec![], 2));
+
+        let renewal = town.join_having_seen("a", 2);
+        town.write();
+        assert_eq!(town.answers(), [(renewal, joined(2)), (goodbye, Answer::Left { was_member: true })]);
+        assert_eq!(town.authority.view().count(State::Live), 1);
+    }
+
+    #[test]
+    fn a_leave_waits_no_longer_than_the_lease_of_who_should_see_it() {
+        let mut town = town();
+        town.join_having_seen("a", 0);
+        town.write();
+        town.join_having_seen("a", 1);
+        town.join("b");
+        town.write();
+        town.answers();
+        let goodbye = town.leave("b");
+        town.pass(LEASE + LEASE_MARGIN);
+        town.write();
+        assert_eq!(town.answers(), [(goodbye, Answer::Left { was_member: true })]);
+    }
+
+    #[test]
+    fn a_node_that_joins_again_while_its_leave_waits_stays() {
+        let mut town = town();
+        town.join("a");
+        town.write();
+        town.join_having_seen("a", 1);
+        town.join("b");
+        town.write();
+        town.answers();
+        let goodbye = town.leave("b");
+        town.ask(Question::Join { member: Member { incarnation: 2, ..node("b") }, seen_epoch: 0 });
+        town.write();
+        assert!(town.answers().contains(&(goodbye, Answer::Left { was_member: false })));
+        town.join_having_seen("a", 3);
+        town.write();
+        assert_eq!(town.authority.view().count(State::Live), 2);
+    }
+
+    #[test]
     fn a_refusal_is_answered_at_once_and_nothing_is_written() {
         let mut town = town();
         town.join("a");
         town.write();
         town.answers();
-        let refused = town.ask(Question::Join(Member { node_id: "b".into(), ..node("a") }));
+        let refused = town.ask(Question::Join { member: Member { node_id: "b".into(), ..node("a") }, seen_epoch: 0 });
         let answers = town.answers();
         assert!(
             matches!(&answers[..], [(ticket, Answer::Refused(Refusal::AddressTaken { .. }))] if *ticket == refused)
@@ -846,7 +945,8 @@ mod tests {
             town.join(name);
         }
         town.leave("b");
-        town.ask(Question::Join(Member { node_id: String::new(), shard_addresses: vec![], ..node("p") }));
+        let pinned = Member { node_id: String::new(), shard_addresses: vec![], ..node("p") };
+        town.ask(Question::Join { member: pinned, seen_epoch: 0 });
         town.leave("c");
         town.pass(LEASE);
         town.join("d");

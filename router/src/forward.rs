@@ -19,7 +19,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderName;
 use milena_net::grpc::{
     client::{Answer, CallError, Done},
     metadata,
@@ -33,6 +32,7 @@ use milena_proto::{
 use prost::encoding::{WireType, decode_key, decode_varint};
 
 use crate::{
+    catch_up,
     peers::{Access, Barred, Call, Ending},
     rate_limit::Limited,
     service::Desk,
@@ -47,9 +47,6 @@ const DEADLINE_MIN: Duration = Duration::from_millis(1);
 
 /// What a caller is told to wait, in milliseconds, when a node has too many calls in the air.
 const PUSHBACK_FULL_MS: u32 = 100;
-
-/// The trailer of a node that does not own the key it was asked for: the epoch that it knows.
-pub const OWNER_EPOCH: HeaderName = HeaderName::from_static("milena-owner-epoch");
 
 /// A call that is passed on.
 #[derive(Clone, Copy, Debug)]
@@ -88,6 +85,9 @@ pub(crate) async fn forward(desk: Rc<Desk>, call: Forwarded, request: Request) -
     let has_time = deadline.saturating_duration_since(now) >= DEADLINE_MIN;
     if !(has_time && failure.may_be_repeated(call.access) && air.begin_retry()) {
         return Err(failure.into_status(call.access));
+    }
+    if let Failure::NotOwner(status) = &failure {
+        catch_up::with(&desk, status, deadline).await;
     }
     desk.stats.borrow_mut().retries += 1;
     let outcome = attempt(&desk, call, key, &message, deadline, now).await;
@@ -145,7 +145,7 @@ async fn attempt(
         Err(error) => ending(error),
     });
     outcome.map_err(|error| match error.done {
-        Done::Answered if is_not_owner(&error.status) => Failure::NotOwner(error.status),
+        Done::Answered if error.status.owner_epoch().is_some() => Failure::NotOwner(error.status),
         Done::Answered => Failure::Theirs(error.status),
         Done::No | Done::Unknown => Failure::Broken(error),
     })
@@ -161,10 +161,6 @@ fn ending(error: &CallError) -> Ending {
         // It reset the stream, or sent nonsense; somebody is there.
         _ => Ending::Answered,
     }
-}
-
-fn is_not_owner(status: &Status) -> bool {
-    status.code == Code::FailedPrecondition && status.trailer(&OWNER_EPOCH).is_some()
 }
 
 /// Why an attempt brought no answer.
@@ -304,6 +300,7 @@ fn value_bytes(message: &[u8]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use http::HeaderValue;
+    use milena_net::grpc::status::OWNER_EPOCH;
     use milena_proto::router_server::PutRequest;
     use prost::Message as _;
 
@@ -346,16 +343,13 @@ mod tests {
     #[test]
     fn a_write_that_certainly_was_not_done_is_repeated() {
         assert!(broken(Code::Unavailable, Done::No).may_be_repeated(Access::Write));
-        let not_owner =
-            Status::new(Code::FailedPrecondition, "not mine").with_trailer(OWNER_EPOCH, HeaderValue::from(7));
-        assert!(is_not_owner(&not_owner));
-        assert!(Failure::NotOwner(not_owner).may_be_repeated(Access::Write));
+        assert!(Failure::NotOwner(Status::not_owner(7)).may_be_repeated(Access::Write));
     }
 
     #[test]
     fn what_a_node_said_and_what_took_too_long_is_not_repeated() {
         let says_no = Status::new(Code::FailedPrecondition, "no such bucket");
-        assert!(!is_not_owner(&says_no));
+        assert_eq!(says_no.owner_epoch(), None);
         assert!(!Failure::Theirs(says_no).may_be_repeated(Access::Read));
         assert!(!broken(Code::DeadlineExceeded, Done::Unknown).may_be_repeated(Access::Read));
         assert!(!broken(Code::ResourceExhausted, Done::No).may_be_repeated(Access::Read));

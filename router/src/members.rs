@@ -308,11 +308,7 @@ fn is_name(text: &str, bytes_max: usize) -> bool {
 impl Slot {
     /// The share this slot has now, as [`placement::slot`] wants it.
     fn weight(&self) -> u64 {
-        match (self.state, self.member.weight) {
-            (State::Dead, _) => 0,
-            (_, u32::MAX) => WEIGHT_FULL,
-            (_, weight) => u64::from(weight),
-        }
+        if self.state == State::Dead { 0 } else { placement::weight(self.member.weight) }
     }
 }
 
@@ -394,6 +390,8 @@ struct Tenancy {
     renewed: Instant,
     /// The epoch at which anything of this slot last changed.
     changed_epoch: u64,
+    /// The latest epoch that the member follows, as it says; 0 = it follows none, or has not said.
+    seen_epoch: u64,
 }
 
 impl Tenancy {
@@ -426,7 +424,7 @@ impl Members {
                 assert_eq!(other, None, "node {} has two slots", slot.member);
             }
         }
-        let tenancy = |slot: Slot| Tenancy { changed_epoch: slot.since_epoch, slot, renewed: now };
+        let tenancy = |slot: Slot| Tenancy { changed_epoch: slot.since_epoch, slot, renewed: now, seen_epoch: 0 };
         Self { epoch, slots: slots.into_iter().map(|slot| slot.map(tenancy)).collect(), by_id }
     }
 
@@ -543,13 +541,36 @@ impl Members {
         }
         let state = if member.is_pinned() { State::Pinned } else { State::Live };
         let slot = Slot { member: Arc::new(member), state, since_epoch };
-        self.slots[index] = Some(Tenancy { slot, renewed: now, changed_epoch: self.epoch });
+        self.slots[index] = Some(Tenancy { slot, renewed: now, changed_epoch: self.epoch, seen_epoch: 0 });
         self.epoch
+    }
+
+    /// The node with this id says that it follows the table of `epoch`.
+    pub fn has_seen(&mut self, node_id: &str, epoch: u64) {
+        let Some(index) = self.by_id.get(node_id) else { return };
+        let tenancy = self.slots[*index].as_mut().expect("the indexes name slots with members");
+        tenancy.seen_epoch = epoch;
+    }
+
+    /// Whether a Leave must wait, because somebody who lives has not seen yet that this member came: it would get keys back
+    /// as if they had never been away, and believe its copies of them. It renews within a second, or its lease ends.
+    /// O(slots).
+    #[must_use]
+    pub fn leaves_unseen(&self, node_id: &str, address: &str) -> bool {
+        let Some(index) = self.index_of(node_id, address) else { return false };
+        let since_epoch = self.slots[index].as_ref().expect("the indexes name slots with members").slot.since_epoch;
+        let has_missed_it = |t: &Tenancy| t.slot.state == State::Live && t.seen_epoch > 0 && t.seen_epoch < since_epoch;
+        let mut others = self.slots.iter().enumerate().filter(|(other, _)| *other != index);
+        others.any(|(_, other)| other.as_ref().is_some_and(has_missed_it))
+    }
+
+    fn index_of(&self, node_id: &str, address: &str) -> Option<usize> {
+        if node_id.is_empty() { self.any_at(address) } else { self.by_id.get(node_id).copied() }
     }
 
     /// Ends a membership at once: by id where there is one, else by address. `None` when there was none.
     pub fn leave(&mut self, node_id: &str, address: &str) -> Option<Arc<Member>> {
-        let index = if node_id.is_empty() { self.any_at(address) } else { self.by_id.get(node_id).copied() }?;
+        let index = self.index_of(node_id, address)?;
         let left = self.slots[index].take().expect("the indexes name slots with members").slot;
         self.by_id.remove(&left.member.node_id);
         self.epoch += 1;

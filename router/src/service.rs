@@ -215,8 +215,9 @@ impl Desk {
 
     async fn join(self: Rc<Self>, message: Bytes) -> Result<Message, Status> {
         let request = decode::<wire::JoinRequest>(&message)?;
+        let seen_epoch = request.epoch;
         let member = Member::parse(request).map_err(|refusal| refused(&refusal))?;
-        match self.ask(Question::Join(member)).await? {
+        match self.ask(Question::Join { member, seen_epoch }).await? {
             Answer::Joined { epoch, lease_ms } => {
                 Ok(Message::encode(&wire::JoinResponse { successful: true, epoch, lease_ms }))
             }

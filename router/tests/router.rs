@@ -12,7 +12,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderValue;
 use milena_net::{
     cores::{Cores, CoresConfig},
     grpc::{
@@ -36,7 +35,6 @@ use milena_proto::{
 };
 use milena_router::{
     config::{Config, Settings},
-    forward::OWNER_EPOCH,
     server::{self, Running},
 };
 use prost::Message as _;
@@ -313,11 +311,7 @@ fn a_node_that_does_not_own_the_key_is_asked_once_more_and_only_once() {
         |client| async move {
             let node = ScriptedNode::start("n", 1);
             client.join(&node).await;
-            let not_owner = || {
-                Say::Status(
-                    Status::new(Code::FailedPrecondition, "not mine").with_trailer(OWNER_EPOCH, HeaderValue::from(9)),
-                )
-            };
+            let not_owner = || Say::Status(Status::not_owner(9));
             node.say(not_owner());
             client.put("k", b"v").await.unwrap();
             assert_eq!(node.heard_count(), 2);
@@ -325,11 +319,34 @@ fn a_node_that_does_not_own_the_key_is_asked_once_more_and_only_once() {
             node.say(not_owner());
             node.say(not_owner());
             let status = client.put("k", b"v").await.unwrap_err();
-            assert_eq!(
-                (status.code, status.trailer(&OWNER_EPOCH).unwrap()),
-                (Code::FailedPrecondition, &HeaderValue::from(9))
-            );
+            assert_eq!((status.code, status.owner_epoch()), (Code::FailedPrecondition, Some(9)));
             assert_eq!(node.heard_count(), 4);
+        },
+    );
+}
+
+#[test]
+fn a_node_that_knows_a_newer_table_is_believed_and_that_tables_owner_is_asked() {
+    with_router(
+        |_| {},
+        |client| async move {
+            let (first, second) = (ScriptedNode::start("n0", 1), ScriptedNode::start("n1", 1));
+            client.join(&first).await;
+            let is_seconds = |name: &String| {
+                let hash = placement::key_hash(b"b", name.as_bytes());
+                placement::slot(hash, &[placement::WEIGHT_FULL; 2]) == Some(1)
+            };
+            let key = (0..100).map(|number| format!("key-{number}")).find(is_seconds).unwrap();
+            first.say(Say::Status(Status::not_owner(2)));
+            let joins_meanwhile = async {
+                while first.heard_count() == 0 {
+                    task::sleep(Duration::from_millis(1)).await;
+                }
+                client.join(&second).await;
+            };
+            let (put, ()) = futures::future::join(client.put(&key, b"v"), joins_meanwhile).await;
+            put.unwrap();
+            assert_eq!((first.heard_count(), second.heard_count()), (1, 1));
         },
     );
 }

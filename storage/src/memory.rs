@@ -20,7 +20,10 @@ use std::fmt;
 
 use ahash::RandomState;
 use hashbrown::HashTable;
-use milena_proto::key::KeyRef;
+use milena_proto::{
+    key::KeyRef,
+    placement::{KeyHash, key_hash},
+};
 
 use self::{
     blocks::{BLOCK_BYTES, Blocks, Record, VERSION_BYTES_MAX},
@@ -193,6 +196,29 @@ impl Memory {
         self.slots.doubt_all();
     }
 
+    /// Believes the copy under `key` no more until its version has been asked for. O(1).
+    pub fn doubt(&mut self, key: KeyRef<'_>) {
+        if let Some(index) = self.find(key) {
+            self.slots.get_mut(index).believed_until_s = 0;
+        }
+    }
+
+    /// The same for every key whose hash is `doubtful`, a step at a time: looks at `slots_max` slots from the one at `from`
+    /// on, and says where the next step begins; `None` after the last one. What is inserted between two steps may or may
+    /// not be looked at. Some 100 ns for each entry: its key must be hashed again.
+    pub fn doubt_some(&mut self, from: u32, slots_max: u32, doubtful: impl Fn(KeyHash) -> bool) -> Option<u32> {
+        let count = self.slots.count();
+        let next = from.saturating_add(slots_max).min(count);
+        for index in from..next {
+            let Some(slot) = self.slots.used(index) else { continue };
+            let record = self.blocks.record(slot.location());
+            if doubtful(key_hash(record.bucket, record.name)) {
+                self.slots.get_mut(index).believed_until_s = 0;
+            }
+        }
+        (next < count).then_some(next)
+    }
+
     /// Believes the copy under `key` until `believed_until`, if it is still the one with this version.
     pub fn restamp(&mut self, key: KeyRef<'_>, version: &Version, believed_until: Option<Timestamp>) {
         if let Some(index) = self.find_version(key, version) {
@@ -340,7 +366,7 @@ impl Memory {
     }
 
     fn mixed_bytes(&self, bucket: &[u8], name: &[u8]) -> u32 {
-        (self.hasher.hash_one(milena_proto::placement::key_hash(bucket, name)) >> 32) as u32
+        (self.hasher.hash_one(key_hash(bucket, name)) >> 32) as u32
     }
 }
 

@@ -199,6 +199,32 @@ fn a_copy_no_longer_believed_is_stale_until_it_is_stamped_again() {
 }
 
 #[test]
+fn a_walk_in_steps_doubts_the_copies_it_is_told_to_and_no_others() {
+    let mut memory = Memory::new(BUDGET_BYTES_MIN, 0);
+    let now = Timestamp(1_000);
+    let keys: Vec<Key> = (0..3_000).map(|number| key(&format!("k-{number}"))).collect();
+    for key in &keys {
+        assert!(memory.insert(key.as_ref(), &entry(b"v"), None, now));
+    }
+    memory.remove(keys[7].as_ref());
+    let is_doubtful = |hash: u64| hash.is_multiple_of(3);
+    let (mut next, mut steps) = (Some(0), 0);
+    while let Some(from) = next {
+        next = memory.doubt_some(from, 500, is_doubtful);
+        steps += 1;
+    }
+    assert!(steps >= 6, "{steps} steps of 500 slots");
+    for (number, key) in keys.iter().enumerate() {
+        let expected = match (number, is_doubtful(key.hash())) {
+            (7, _) => Lookup::Miss,
+            (_, true) => Lookup::Stale(entry(b"v")),
+            (_, false) => Lookup::Hit(entry(b"v")),
+        };
+        assert_eq!(memory.get(key.as_ref(), now), expected, "{number}");
+    }
+}
+
+#[test]
 fn a_sweep_drops_what_has_ended_and_nothing_else() {
     let mut tier = Tier::new();
     for number in 0..100 {

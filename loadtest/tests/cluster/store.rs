@@ -4,12 +4,14 @@ use std::{
     collections::BTreeSet,
     fs,
     net::SocketAddr,
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
 
+use milena_proto::router_server::{GetResponse, TopologyResponse};
 use tempfile::TempDir;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use crate::{
     client::Client,
@@ -20,6 +22,9 @@ use crate::{
 
 /// More than any number of attempts: the fault stays until the proxy goes.
 const ALWAYS: usize = usize::MAX;
+
+/// Longer than all attempts and the waits between them take.
+const LONG: Duration = Duration::from_secs(20);
 
 /// A node on S3 behind a proxy. Its place in the bucket is its own.
 struct Scene {
@@ -215,46 +220,60 @@ fn a_store_that_fails_for_a_moment_is_asked_again() {
     assert_eq!(client.get("k").unwrap().as_deref(), Some(&b"v"[..]));
 }
 
+/// A Get of a key of its own, on a node that finds the store broken in one way: the answer, and how often the store was asked.
+fn get_from_broken(place: &str, key: &str, fault: Fault, deadline: Duration) -> (Result<GetResponse, Status>, usize) {
+    let scene = Scene::start(place);
+    // What the proxy passes on is answered: the store behind it has the value, and gives it to others.
+    scene.put_cold(key, WHOLE, place);
+    let mut other = Server::node(scene.dir.path(), &borrowed(&on_s3(&seaweed::shared().endpoint(), place)));
+    other.start();
+    assert_eq!(Client::node(other.address).get(key).unwrap().as_deref(), Some(WHOLE.as_bytes()));
+    assert_eq!(other.stop(), Some(0));
+
+    scene.proxy.fail("GET", ALWAYS, fault);
+    let answer = scene.client().answer(key, deadline);
+    (answer, scene.proxy.seen("GET"))
+}
+
+const WHOLE: &str = "a value of some length, so that half of it can be missing";
+
 #[test]
-fn every_answer_of_a_broken_store_has_its_status_and_never_a_wrong_value() {
-    const VALUE: &str = "a value of some length, so that half of it can be missing";
-    let scene = Scene::start("broken");
-    let client = scene.client();
+fn the_first_answer_of_a_broken_store_has_its_status_and_is_never_a_wrong_value() {
+    // The fault, the status of the very first Get and a word of its text that tells why, and how often the store is asked.
     let cases = [
-        (Fault::Status(500, "InternalError"), Code::Unavailable),
-        (Fault::Status(503, "SlowDown"), Code::Unavailable),
-        (Fault::Status(403, "AccessDenied"), Code::PermissionDenied),
-        (Fault::Status(404, "NoSuchBucket"), Code::FailedPrecondition),
-        (Fault::Status(404, "NoSuchKey"), Code::Ok),
-        (Fault::Truncate(10), Code::Unavailable),
-        // As long as it says, and yet not what was written: its checksum tells.
-        (Fault::Lie(-10), Code::Unavailable),
-        (Fault::Flip, Code::Unavailable),
-        // The rest never comes: whoever asks waits as long as it has said it would.
-        (Fault::Lie(10), Code::DeadlineExceeded),
-        (Fault::Raw("this is not HTTP\r\n\r\n"), Code::Unavailable),
+        (Fault::Status(500, "InternalError"), Code::Unavailable, "failed 3 times: 500", 3),
+        (Fault::Status(503, "SlowDown"), Code::Unavailable, "failed 3 times: 503", 3),
+        (Fault::Status(403, "AccessDenied"), Code::PermissionDenied, "403", 1),
+        (Fault::Status(404, "NoSuchBucket"), Code::FailedPrecondition, "NoSuchBucket", 1),
+        (Fault::Truncate(10), Code::Unavailable, "failed 3 times", 3),
+        (Fault::Raw("this is not HTTP\r\n\r\n"), Code::Unavailable, "failed 3 times", 3),
+        // As long as it says, and yet not what was written: its checksum tells, and one more look finds the same.
+        (Fault::Lie(-10), Code::Unavailable, "checksum mismatch", 2),
+        (Fault::Flip, Code::Unavailable, "checksum mismatch", 2),
     ];
-    for (number, (fault, expected)) in cases.into_iter().enumerate() {
-        let key = format!("broken-{number}");
-        scene.put_cold(&key, VALUE, "broken");
-        // As many as are tried for one Get; what is left over is not, because each key is asked until it heals.
-        let proxy = FaultProxy::start(seaweed::shared().address());
-        let mut node = Server::node(scene.dir.path(), &borrowed(&on_s3(&proxy.endpoint(), "broken")));
-        node.start();
-        let broken = Client::node(node.address);
-        proxy.fail("GET", ALWAYS, fault);
-        // The real store behind the proxy may be busy for a moment; what it breaks after that is the proxy's doing.
-        wait_until(&format!("{fault:?} is answered with {expected:?}"), PATIENCE, || {
-            let answer = broken.answer(&key, Duration::from_secs(3));
-            if let Ok(found) = &answer {
-                assert!(!found.successful, "{fault:?}: whatever the store says, a wrong value is never passed on");
-            }
-            // tonic gives up by itself, too, and calls it CANCELLED.
-            let said = if code(&answer) == Code::Cancelled { Code::DeadlineExceeded } else { code(&answer) };
-            (said == expected).then_some(())
-        });
+    for (number, (fault, expected, word, asked)) in cases.into_iter().enumerate() {
+        let (answer, seen) = get_from_broken("broken", &format!("broken-{number}"), fault, LONG);
+        let status = answer.expect_err("whatever the store says, a wrong value is never passed on");
+        assert_eq!(status.code(), expected, "{fault:?}: {status}");
+        assert!(status.message().contains(word), "{fault:?}: {status}");
+        assert_eq!(seen, asked, "{fault:?}");
     }
-    assert_eq!(client.get("broken-0").unwrap().as_deref(), Some(VALUE.as_bytes()));
+}
+
+#[test]
+fn a_store_that_has_no_such_key_is_a_miss_at_the_first_answer() {
+    let (answer, seen) = get_from_broken("no-key", "k", Fault::Status(404, "NoSuchKey"), LONG);
+    let answer = answer.unwrap();
+    assert!(!answer.successful && answer.value.is_empty());
+    assert_eq!(seen, 1);
+}
+
+#[test]
+fn a_body_whose_rest_never_comes_is_waited_for_as_long_as_the_caller_has_said() {
+    let (answer, seen) = get_from_broken("no-rest", "k", Fault::Lie(10), Duration::from_secs(3));
+    // tonic gives up by itself, too, and calls it CANCELLED.
+    assert!(matches!(code(&answer), Code::DeadlineExceeded | Code::Cancelled), "{answer:?}");
+    assert_eq!(seen, 1);
 }
 
 #[test]
@@ -287,13 +306,15 @@ fn credentials_that_are_missing_or_wrong_are_said_once_with_what_to_do() {
     };
     let cases = [
         (credentials("", ""), "AWS_ACCESS_KEY_ID"),
-        (credentials(seaweed::ACCESS_KEY_ID, "wrong"), "403"),
-        (credentials("AKIANOBODY", seaweed::SECRET_ACCESS_KEY), "403"),
+        (credentials(seaweed::ACCESS_KEY_ID, "wrong"), " 403 "),
+        (credentials("AKIANOBODY", seaweed::SECRET_ACCESS_KEY), " 403 "),
     ];
     for (settings, word) in cases {
         let dir = tempfile::tempdir().unwrap();
         let mut node = Server::node(dir.path(), &borrowed(&settings));
         node.start();
+        // At the start, before anybody asks for anything.
+        wait_until("the operator is told", PATIENCE, || node.program().log().contains(word).then_some(()));
         let client = Client::node(node.address);
         let codes: BTreeSet<_> = (0..5).map(|_| format!("{:?}", code(&client.put("k", "v")))).collect();
         assert!(
@@ -301,11 +322,77 @@ fn credentials_that_are_missing_or_wrong_are_said_once_with_what_to_do() {
             "{word}: {codes:?}"
         );
         let log = node.program().log();
-        // Of the requests that failed, that is; what the settings lack is said at the start, before there is one.
-        let said: Vec<_> = log.lines().filter(|line| line.contains("store: ") && line.contains(word)).collect();
-        assert_eq!(said.len(), 1, "{word} is said once:\n{log}");
+        let said: Vec<_> = log.lines().filter(|line| line.contains(word)).collect();
+        assert_eq!(said.len(), 1, "{word} is said once, at the start or by the first request:\n{log}");
         assert!(said[0].contains("hint"), "and what to do: {}", said[0]);
     }
+}
+
+#[test]
+fn s3_behind_tls_is_believed_by_the_authority_that_is_named_and_by_no_other() {
+    let https = seaweed::shared().https_endpoint();
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = dir.path().join("authority.pem");
+    fs::write(&bundle, seaweed::AUTHORITY).unwrap();
+    let trusting = |path: &Path| {
+        let mut settings = on_s3(&https, "tls");
+        settings.push(("AWS_CA_BUNDLE", path.display().to_string()));
+        settings
+    };
+
+    let mut node = Server::node(dir.path(), &borrowed(&trusting(&bundle)));
+    node.start();
+    Client::node(node.address).put("k", "over TLS").unwrap();
+    let mut plain = Server::node(dir.path(), &borrowed(&on_s3(&seaweed::shared().endpoint(), "tls")));
+    plain.start();
+    let plain = Client::node(plain.address);
+    assert_eq!(plain.get("k").unwrap().as_deref(), Some(&b"over TLS"[..]), "it is in S3");
+    plain.put("other", "without TLS").unwrap();
+    assert_eq!(Client::node(node.address).get("other").unwrap().as_deref(), Some(&b"without TLS"[..]));
+
+    let mut distrusting = Server::node(dir.path(), &borrowed(&on_s3(&https, "tls")));
+    distrusting.start();
+    let refused = Client::node(distrusting.address).put("k", "never sent").unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    assert!(refused.message().contains("certificate") && refused.message().contains("AWS_CA_BUNDLE"), "{refused}");
+    assert!(!refused.message().contains("outcome unknown"), "nothing was asked of the server: {refused}");
+
+    let mut mistaken = Server::node(dir.path(), &borrowed(&trusting(&dir.path().join("nowhere.pem"))));
+    let program = mistaken.launch();
+    assert_eq!(program.exit_code(), Some(1));
+    assert!(program.log().contains("AWS_CA_BUNDLE="), "{}", program.log());
+}
+
+#[test]
+fn a_router_that_keeps_its_table_in_s3_has_it_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let endpoint = seaweed::shared().endpoint();
+    let mut settings = on_s3(&endpoint, "table");
+    settings[0] = ("STATE", format!("s3://{}/table", seaweed::BUCKET));
+    let mut router = Server::router(dir.path(), &borrowed(&settings));
+    router.start();
+    let address = router.address.to_string();
+    let mut nodes: Vec<Server> = (0..2).map(|_| Server::node(dir.path(), &[("ROUTER_ADDR", &*address)])).collect();
+    nodes.iter_mut().for_each(Server::start);
+    let client = Client::router(router.address);
+    wait_until("two live nodes", PATIENCE, || (client.states().ok()? == 2).then_some(()));
+    let before = client.topology().unwrap();
+
+    // Without nodes, so that only the store can know.
+    nodes.iter_mut().for_each(Server::kill);
+    router.kill();
+    router.start();
+    let after = wait_until("the router answers", PATIENCE, || client.topology().ok());
+    assert!(after.epoch >= before.epoch, "an epoch never goes back");
+    let places = |topology: TopologyResponse| -> Vec<_> {
+        topology.slots.into_iter().map(|slot| (slot.node_id, slot.address, slot.shard_addresses)).collect()
+    };
+    assert_eq!(places(after), places(before));
+    assert!(!dir.path().join("router").exists(), "nothing of it is on the disk");
+
+    nodes.iter_mut().for_each(Server::start);
+    wait_until("the nodes are back", PATIENCE, || client.put("k", "v").ok());
+    assert_eq!(client.get("k").unwrap().as_deref(), Some(&b"v"[..]));
 }
 
 /// The environment of deployments that were there before flags: three nodes and a router on one machine.

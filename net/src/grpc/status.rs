@@ -102,6 +102,8 @@ pub struct Status {
 
 /// How long a client should wait before it tries again, in milliseconds (gRFC A6).
 pub const RETRY_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+/// The trailer of a node that does not own the key it was asked for: the epoch of the table that it goes by.
+pub const OWNER_EPOCH: HeaderName = HeaderName::from_static("milena-owner-epoch");
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 pub(crate) const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
@@ -123,6 +125,20 @@ impl Status {
     #[must_use]
     pub fn resource_exhausted(message: impl Into<Cow<'static, str>>, pushback_ms: u32) -> Self {
         Self::new(Code::ResourceExhausted, message).with_trailer(RETRY_PUSHBACK, HeaderValue::from(pushback_ms))
+    }
+
+    /// The key is another node's by the table of `epoch`: FAILED_PRECONDITION, and a promise that nothing was done.
+    #[must_use]
+    pub fn not_owner(epoch: u64) -> Self {
+        let text = format!("this node does not own the key at epoch {epoch}; nothing was done");
+        Self::new(Code::FailedPrecondition, text).with_trailer(OWNER_EPOCH, HeaderValue::from(epoch))
+    }
+
+    /// The epoch of a node that says that it does not own the key; `None` for every other status.
+    #[must_use]
+    pub fn owner_epoch(&self) -> Option<u64> {
+        let epoch = self.trailer(&OWNER_EPOCH).filter(|_| self.code == Code::FailedPrecondition)?;
+        epoch.to_str().ok()?.parse().ok()
     }
 
     /// The same with one more trailer.
@@ -186,6 +202,14 @@ impl std::error::Error for Status {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_is_not_the_owner_is_known_by_code_and_trailer_together() {
+        assert_eq!(Status::not_owner(41).owner_epoch(), Some(41));
+        assert_eq!(Status::new(Code::FailedPrecondition, "no such bucket").owner_epoch(), None);
+        let other = Status::new(Code::Unavailable, "gone").with_trailer(OWNER_EPOCH, HeaderValue::from(41));
+        assert_eq!(other.owner_epoch(), None);
+    }
 
     #[test]
     fn a_status_survives_the_wire_with_any_text() {

@@ -62,6 +62,11 @@ impl Slots {
         Self { pages: Vec::new(), free: NONE, newest: NONE, oldest: NONE, used_count: 0 }
     }
 
+    /// Slots there are, used and free: their numbers are those below.
+    pub(super) fn count(&self) -> u32 {
+        u32::try_from(self.pages.len() * PAGE_SLOTS).expect("fewer than 2^32 entries")
+    }
+
     /// Slots in use.
     pub(super) fn used_count(&self) -> usize {
         self.used_count
