@@ -13,9 +13,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use prost::encoding::{WireType, decode_key, decode_varint};
 
 use crate::{
+    fields::{self, Field},
     limits::{BUCKET_BYTES_MAX, KEY_BYTES_MAX},
     placement::{KeyHash, key_hash},
 };
@@ -196,30 +196,14 @@ impl std::error::Error for KeyError {}
 
 /// Fields 1 and 2 of a message, empty where absent; `None` if it is not protobuf.
 fn key_fields(message: &[u8]) -> Option<[&[u8]; 2]> {
-    let mut fields: [&[u8]; 2] = [&[], &[]];
-    let mut rest = message;
-    while !rest.is_empty() {
-        let (tag, wire_type) = decode_key(&mut rest).ok()?;
-        let skipped_bytes = match wire_type {
-            WireType::Varint => {
-                decode_varint(&mut rest).ok()?;
-                0
-            }
-            WireType::SixtyFourBit => 8,
-            WireType::ThirtyTwoBit => 4,
-            WireType::LengthDelimited => usize::try_from(decode_varint(&mut rest).ok()?).ok()?,
-            // Groups are gone since proto2, and no message of ours has any.
-            WireType::StartGroup | WireType::EndGroup => return None,
-        };
-        let (field, after) = rest.split_at_checked(skipped_bytes)?;
-        match (tag, wire_type) {
-            (1 | 2, WireType::LengthDelimited) => fields[tag as usize - 1] = field,
-            (1 | 2, _) => return None,
-            _ => {}
+    let mut key_fields: [&[u8]; 2] = [&[], &[]];
+    for field in fields::of(message) {
+        let Field { number, bytes } = field.ok()?;
+        if let 1 | 2 = number {
+            key_fields[number as usize - 1] = bytes?;
         }
-        rest = after;
     }
-    Some(fields)
+    Some(key_fields)
 }
 
 #[cfg(test)]

@@ -26,10 +26,10 @@ use milena_net::grpc::{
     status::{Code, RETRY_PUSHBACK, Status},
 };
 use milena_proto::{
+    fields,
     key::KeyRef,
     method::{CACHE_DELETE, CACHE_GET, CACHE_PUT},
 };
-use prost::encoding::{WireType, decode_key, decode_varint};
 
 use crate::{
     catch_up,
@@ -74,24 +74,25 @@ pub(crate) async fn forward(desk: Rc<Desk>, call: Forwarded, request: Request) -
     let deadline = deadline.unwrap_or(now + DEADLINE_DEFAULT);
     let key = KeyRef::in_message(&message).map_err(|error| invalid(error.to_string()))?;
     check_value(&message, desk.value_bytes_max)?;
-    desk.rates.borrow_mut().admit(peer, key.bucket(), now).map_err(|limited| turn_away(&desk, limited))?;
+    desk.rates.borrow_mut().admit(peer, || key.bucket(), now).map_err(|limited| turn_away(&desk, limited))?;
 
     let mut air = InTheAir::begin(&desk);
-    let failure = match attempt(&desk, call, key, &message, deadline, now).await {
-        Ok(answer) => return Ok(pass_on(answer)),
-        Err(failure) => failure,
-    };
-    let now = Instant::now();
-    let has_time = deadline.saturating_duration_since(now) >= DEADLINE_MIN;
-    if !(has_time && failure.may_be_repeated(call.access) && air.begin_retry()) {
-        return Err(failure.into_status(call.access));
+    let mut now = now;
+    loop {
+        let failure = match attempt(&desk, call, key, &message, deadline, now).await {
+            Ok(answer) => return Ok(pass_on(answer)),
+            Err(failure) => failure,
+        };
+        now = Instant::now();
+        let has_time = deadline.saturating_duration_since(now) >= DEADLINE_MIN;
+        if !(has_time && failure.may_be_repeated(call.access) && air.begin_retry()) {
+            return Err(failure.into_status(call.access));
+        }
+        if let Failure::NotOwner(status) = &failure {
+            catch_up::with(&desk, status, deadline).await;
+        }
+        desk.stats.borrow_mut().retries += 1;
     }
-    if let Failure::NotOwner(status) = &failure {
-        catch_up::with(&desk, status, deadline).await;
-    }
-    desk.stats.borrow_mut().retries += 1;
-    let outcome = attempt(&desk, call, key, &message, deadline, now).await;
-    outcome.map(pass_on).map_err(|failure| failure.into_status(call.access))
 }
 
 fn pass_on(answer: Answer) -> Reply {
@@ -235,9 +236,11 @@ impl<'a> InTheAir<'a> {
         Self { desk, is_retried: false }
     }
 
+    /// Once at most.
     fn begin_retry(&mut self) -> bool {
-        self.is_retried = self.desk.peers.borrow_mut().begin_retry();
-        self.is_retried
+        let may_retry = !self.is_retried && self.desk.peers.borrow_mut().begin_retry();
+        self.is_retried |= may_retry;
+        may_retry
     }
 }
 
@@ -275,26 +278,8 @@ fn check_value(message: &[u8], value_bytes_max: usize) -> Result<(), Status> {
 
 /// The length of the last field 3 of a message.
 fn value_bytes(message: &[u8]) -> Option<usize> {
-    let mut found = None;
-    let mut rest = message;
-    while !rest.is_empty() {
-        let (tag, wire_type) = decode_key(&mut rest).ok()?;
-        let skipped_bytes = match wire_type {
-            WireType::Varint => {
-                decode_varint(&mut rest).ok()?;
-                0
-            }
-            WireType::SixtyFourBit => 8,
-            WireType::ThirtyTwoBit => 4,
-            WireType::LengthDelimited => usize::try_from(decode_varint(&mut rest).ok()?).ok()?,
-            WireType::StartGroup | WireType::EndGroup => return None,
-        };
-        if (tag, wire_type) == (VALUE_FIELD, WireType::LengthDelimited) {
-            found = Some(skipped_bytes);
-        }
-        rest = rest.get(skipped_bytes..)?;
-    }
-    found
+    let values = fields::of(message).map_while(Result::ok).filter(|field| field.number == VALUE_FIELD);
+    values.filter_map(|field| field.bytes).last().map(<[u8]>::len)
 }
 
 #[cfg(test)]
