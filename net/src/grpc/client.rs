@@ -15,6 +15,7 @@
 //! elsewhere. A failed call says whether the peer can have acted on it ([`Done`]).
 
 use std::{
+    borrow::Cow,
     cell::RefCell,
     collections::VecDeque,
     fmt,
@@ -29,7 +30,7 @@ use std::{
 
 use bytes::Bytes;
 use glommio::net::TcpStream;
-use http::{HeaderMap, StatusCode, uri::Authority};
+use http::{HeaderMap, StatusCode, header::CONTENT_TYPE, uri::Authority};
 use milena_proto::method::Method;
 
 use super::{
@@ -38,7 +39,7 @@ use super::{
     timeout,
 };
 use crate::{
-    http2::{Connection, Event, OpenError, Reason, RequestHead, Role, StreamKey, limits::Profile},
+    http2::{Connection, Event, Head, OpenError, Reason, RequestHead, Role, StreamKey, limits::Profile},
     stream::{Alarm, Read, ReadBuffer, Socket},
     tcp,
 };
@@ -494,7 +495,7 @@ impl Slot {
         self.wake();
     }
 
-    fn fail(&mut self, code: Code, text: impl Into<std::borrow::Cow<'static, str>>, done: Done) {
+    fn fail(&mut self, code: Code, text: impl Into<Cow<'static, str>>, done: Done) {
         self.end(Err(CallError { status: Status::new(code, text), done }));
     }
 }
@@ -855,6 +856,8 @@ fn take_events(connection: &mut Connection<Rc<RefCell<Slot>>>, limits: &ChannelL
                 let status = head.pseudo.status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
                 if is_end || status != StatusCode::OK {
                     finish(connection, key, status, &head.fields);
+                } else if !is_grpc(&head) {
+                    refuse(connection, key, &head);
                 }
             }
             Event::Data { key, bytes, is_end } => on_data(connection, limits, key, bytes, is_end),
@@ -886,6 +889,19 @@ fn on_data(
     };
     slot.fail(Code::Internal, fault, Done::Unknown);
     connection.reset(key, Reason::CANCEL);
+}
+
+/// PROTOCOL-HTTP2.md, "Responses": what is not gRPC is not looked into.
+fn is_grpc(head: &Head) -> bool {
+    head.fields.get(CONTENT_TYPE).is_some_and(|found| found.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Somebody answers who does not speak gRPC: a web server, or a proxy with a page about what is wrong.
+fn refuse(connection: &mut Connection<Rc<RefCell<Slot>>>, key: StreamKey, head: &Head) {
+    let Some(slot) = connection.reset(key, Reason::CANCEL) else { return };
+    let found =
+        head.fields.get(CONTENT_TYPE).map_or(Cow::Borrowed("none"), |found| String::from_utf8_lossy(found.as_bytes()));
+    slot.borrow_mut().fail(Code::Unknown, format!("the answer is not gRPC: content-type {found}"), Done::Unknown);
 }
 
 /// The response is complete, or will not be.

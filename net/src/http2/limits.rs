@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 /// The limits of one kind of connection.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Profile {
     /// Streams the peer may have open at once; more are refused with `REFUSED_STREAM`, which is safe to try again.
     pub streams_max: u32,

@@ -215,3 +215,21 @@ fn reflection_answers_each_question_of_a_stream() {
         assert_eq!(srv.bodies[&1].len(), 3 * (5 + first_bytes));
     }
 }
+
+#[test]
+fn a_drain_ends_a_reflection_stream_that_asks_nothing_more() {
+    let mut srv = Srv::outside();
+    let path = milena_proto::method::REFLECTION_PATHS[0];
+    for id in [1, 3] {
+        srv.recv(head(id, 0, &[(":method", "POST"), (":path", path), ("content-type", "application/grpc")]));
+    }
+    srv.recv(data(0, 3, &[0, 0, 0])); // A question that has begun is waited for.
+    srv.said();
+    srv.conversation.begin_drain();
+    let said = srv.said();
+    assert_eq!(
+        said[2..],
+        ["1 200 content-type=application/grpc", "1 grpc-status=0 END", "1 RESET NO_ERROR"],
+        "{said:?}"
+    );
+}

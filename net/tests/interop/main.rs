@@ -6,7 +6,8 @@ mod tonics;
 use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
-    net::SocketAddr,
+    io::{IoSlice, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
     rc::Rc,
     sync::atomic::Ordering,
     time::{Duration, Instant},
@@ -17,9 +18,13 @@ use futures::future::join_all;
 use milena_net::{
     grpc::{
         client::{Answer, CallError, Channel, Done},
+        frame::prefix,
         status::Code,
     },
-    http2::limits::LINK,
+    http2::{
+        Connection, RequestHead, Role,
+        limits::{LINK, OUTSIDE, Profile},
+    },
 };
 use milena_proto::{
     cache_server::{DeleteRequest, GetRequest, GetResponse, PutRequest},
@@ -495,4 +500,73 @@ fn our_channel_checks_health() {
         let error = channel.unary(HEALTH_CHECK, &ask, no_hurry()).await.unwrap_err();
         assert_eq!(error.status.code, Code::NotFound);
     });
+}
+
+// ---- peers that do not behave ----
+
+/// Does with the first connection to its address what `meet` says, on a thread of its own.
+fn stranger(meet: impl FnOnce(TcpStream) + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || meet(listener.accept().unwrap().0));
+    format!("http://{address}")
+}
+
+#[test]
+fn a_peer_that_gives_no_sign_of_life_is_given_up() {
+    // It takes everything and says nothing: a machine that was switched off looks the same.
+    let url = stranger(|mut peer| {
+        peer.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).unwrap();
+        while peer.read(&mut [0; 1024]).is_ok_and(|bytes| bytes > 0) {}
+    });
+    with_channel(url, |channel| async move {
+        let error = get(&channel, "b", "k").await.unwrap_err();
+        assert_eq!((error.status.code, error.done), (Code::Unavailable, Done::Unknown));
+        assert!(error.status.message.contains("no sign of life"), "{error}");
+    });
+}
+
+#[test]
+fn an_answer_that_is_not_grpc_is_refused_and_says_what_it_is() {
+    let url = stranger(|mut peer| {
+        // SETTINGS; HEADERS on stream 1: `:status: 200`, `content-type: text/html`.
+        peer.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).unwrap();
+        while peer.read(&mut [0; 1024]).unwrap() < 100 {} // The call, after the greeting.
+        peer.write_all(b"\0\0\x0d\x01\x04\0\0\0\x01\x88\x0f\x10\x09text/html").unwrap();
+        while peer.read(&mut [0; 1024]).is_ok_and(|bytes| bytes > 0) {}
+    });
+    with_channel(url, |channel| async move {
+        let error = get(&channel, "b", "k").await.unwrap_err();
+        assert_eq!((error.status.code, error.done), (Code::Unknown, Done::Unknown));
+        assert_eq!(error.status.message, "the answer is not gRPC: content-type text/html");
+    });
+}
+
+#[test]
+fn a_client_that_takes_nothing_for_too_long_is_cut_off() {
+    static IMPATIENT: Profile = Profile { write_stall: Duration::from_millis(200), ..OUTSIDE };
+    let server = OurServer::start_at("127.0.0.1:0".parse().unwrap(), &IMPATIENT);
+    with_channel(server.url(), |channel| async move { put(&channel, "k", value(5 << 20)).await.unwrap() });
+    let mut deaf = TcpStream::connect(server.address).unwrap();
+    let request = GetRequest { key: "k".into(), bucket: "b".into(), ..Default::default() }.encode_to_vec();
+    let mut client: Connection<()> = Connection::new(Role::Client, &LINK);
+    let head = RequestHead { path: CACHE_GET.path, authority: "a", timeout: b"60S" };
+    // Many answers, so that they are more than what the kernels hold.
+    for _ in 0..8 {
+        let key = client.open(&head, ()).unwrap();
+        client.send_part(key, &prefix(request.len()), request.clone().into(), true);
+    }
+    let mut slices = [IoSlice::new(&[]); 16];
+    let count = client.outbox().fill(&mut slices);
+    for slice in &slices[..count] {
+        deaf.write_all(slice).unwrap();
+    }
+    // What was on its way still comes, and then the end: less than was asked for.
+    server.wait_for_ended(2);
+    let mut taken_bytes = 0;
+    let mut buffer = vec![0; 1 << 20];
+    while let Ok(bytes @ 1..) = deaf.read(&mut buffer) {
+        taken_bytes += bytes;
+    }
+    assert!(taken_bytes < 8 * (5 << 20), "{taken_bytes}");
 }

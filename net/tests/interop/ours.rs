@@ -62,6 +62,8 @@ struct Gate {
 pub(crate) struct Seen {
     pub(crate) held: AtomicUsize,
     pub(crate) dropped: AtomicUsize,
+    /// Connections that have ended.
+    pub(crate) ended: AtomicUsize,
 }
 
 /// Counts a call that waits, and how it ends.
@@ -171,7 +173,7 @@ impl OurServer {
         let thread = std::thread::spawn(move || {
             let executor = LocalExecutorBuilder::default().name("server").make().expect("io_uring");
             executor.run(async move {
-                let map = Rc::new(Map { seen: map_seen, ..Map::default() });
+                let map = Rc::new(Map { seen: map_seen.clone(), ..Map::default() });
                 let health = Health::new(&[CACHE]);
                 health.set_all(true);
                 let limits = ServerLimits { connections_max: 1000, message_bytes_max: MESSAGE_BYTES_MAX };
@@ -184,7 +186,11 @@ impl OurServer {
                     async move {
                         loop {
                             let (stream, peer) = listener.accept().await.expect("a connection");
-                            task::spawn(server.clone().serve(stream, peer.ip()));
+                            let (server, seen) = (server.clone(), map_seen.clone());
+                            task::spawn(async move {
+                                server.serve(stream, peer.ip()).await;
+                                seen.ended.fetch_add(1, Ordering::SeqCst);
+                            });
                         }
                     }
                 });
@@ -242,6 +248,11 @@ impl OurServer {
     /// Waits until this many calls were dropped where they were held.
     pub(crate) fn wait_for_dropped(&self, count: usize) {
         wait_until(|| self.seen.dropped.load(Ordering::SeqCst) == count);
+    }
+
+    /// Waits until this many connections have ended.
+    pub(crate) fn wait_for_ended(&self, count: usize) {
+        wait_until(|| self.seen.ended.load(Ordering::SeqCst) == count);
     }
 
     fn tell(&self, command: Command) {

@@ -257,6 +257,13 @@ impl<S: Service> Conversation<S> {
     pub fn begin_drain(&mut self) {
         self.is_stopping = true;
         self.connection.begin_drain();
+        for key in self.connection.keys() {
+            // Every question was answered when it came; whether there will be another, nobody knows.
+            if self.call(key).is_some_and(|call| call.kind == Kind::Reflection && call.assembler.is_between_messages())
+            {
+                self.end_stream(key);
+            }
+        }
     }
 
     /// Polls the calls that were woken, and what flows; calls again what was put aside, if there is room.
