@@ -7,6 +7,7 @@ pub mod inflight;
 pub mod membership;
 pub mod message;
 pub mod node;
+pub mod ownership;
 pub mod report;
 pub mod service;
 pub mod shard;

@@ -9,16 +9,18 @@
 //! A router that is gone changes nothing for those who already talk to this node: it serves on, and joins again. But the
 //! keys of a node whose lease ran out may have been written elsewhere meanwhile: before such a node asks to come back, all
 //! its cores stop believing what they remember ([`Tenures`]; rule T of ARCHITECTURE.md), and only then it is asked anything.
+//! While it lasts, each answer names the epoch of the router's table; ownership.rs follows that.
 //! The arithmetic is pure ([`Membership`]: events and time in, decisions out); the loop that sends is [`Links::keep`].
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     fmt,
     fs::{self, File, TryLockError},
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _, UdpSocket},
     path::{Path, PathBuf},
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -38,6 +40,8 @@ use milena_proto::{
 };
 use milena_storage::Timestamp;
 
+use crate::ownership::{self, Ask, View};
+
 /// Time between two Joins. A shorter lease is renewed four times within it.
 pub const JOIN_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -51,8 +55,9 @@ pub const REFUSED_INTERVAL: Duration = Duration::from_secs(5);
 /// How long one Join may take.
 pub const JOIN_DEADLINE: Duration = Duration::from_secs(2);
 
-/// How long a goodbye may take: a router that does not hear it finds out when the lease ends.
-pub const LEAVE_DEADLINE: Duration = Duration::from_secs(1);
+/// How long a goodbye may take: a router that does not hear it finds out when the lease ends. It answers at once, or when
+/// every other node has renewed its lease since it heard of us.
+pub const LEAVE_DEADLINE: Duration = Duration::from_secs(3);
 
 /// What the node knows about its own membership: one link to each router. Pure.
 #[derive(Debug)]
@@ -171,6 +176,13 @@ impl Membership {
         link.news(standing, news)
     }
 
+    /// The next Join to `router` is due at `now`.
+    pub fn renew_at(&mut self, router: usize, now: Instant) {
+        let link = &mut self.links[router];
+        assert!(link.due.is_some(), "no Join is under way");
+        link.due = Some(now);
+    }
+
     /// Whether a router counts this node in at `now`, as far as the node can know.
     #[must_use]
     pub fn is_member(&self, now: Instant) -> bool {
@@ -224,6 +236,10 @@ pub struct Links {
     pub announcement: JoinRequest,
     /// To tell the cores that they may have missed something.
     pub tenures: Tenures,
+    /// Who follows the router's table; `None` with several routers, whose epochs cannot be compared.
+    pub follower: Option<mesh::Sender<Ask>>,
+    /// The epoch that all cores go by; 0 = none.
+    pub followed: Rc<Cell<u64>>,
     /// What comes of it. Nothing here holds a borrow of it while it waits.
     pub membership: Rc<RefCell<Membership>>,
 }
@@ -252,32 +268,37 @@ impl Links {
     async fn join(&self, router: usize) {
         let (address, channel) = &self.routers[router];
         self.membership.borrow_mut().asked(router);
-        let may_have_missed = {
+        let (has_joined, is_member) = {
             let membership = self.membership.borrow();
-            membership.has_joined() && !membership.is_member(Instant::now())
+            (membership.has_joined(), membership.is_member(Instant::now()))
         };
-        // Only when there is somebody to come back to: whoever still asks us directly is better served from memory.
-        if may_have_missed && self.is_there(router).await {
-            tracing::info!("the lease ran out; what is in memory is unverified before {address} hears of us again");
-            self.tenures.end().await;
+        // Only when there is somebody to come back to: whoever still asks us directly is better served from memory. A node
+        // that was never in may have answered somebody directly, too.
+        if !is_member && self.is_there(router).await {
+            if has_joined {
+                tracing::info!("the lease ran out; what is in memory is unverified before {address} hears of us again");
+            }
+            self.tenures.tell(|| Change::End).await;
         }
-        let epoch = self.membership.borrow().epoch();
-        let request = JoinRequest { epoch, ..self.announcement.clone() };
+        let request = JoinRequest { epoch: self.followed.get(), ..self.announcement.clone() };
         let sent = Instant::now();
         let answer = channel.unary(ROUTER_JOIN, &request, sent + JOIN_DEADLINE).await;
 
         let now = Instant::now();
-        let mut membership = self.membership.borrow_mut();
-        let news = match &answer {
-            Ok(response) => membership.answered(router, sent, now, response),
-            Err(error) => membership.failed(router, now, Failure::of(error)),
+        let news = {
+            let mut membership = self.membership.borrow_mut();
+            match &answer {
+                Ok(response) => membership.answered(router, sent, now, response),
+                Err(error) => membership.failed(router, now, Failure::of(error)),
+            }
         };
+        let told = answer.as_ref().ok().filter(|response| response.successful).map(|response| response.epoch);
         let reason = answer.as_ref().map_or_else(|error| error.status.to_string(), |_| "not successful".to_owned());
         match news {
             News::Nothing => {}
             News::Joined => match answer.map_or(0, |response| response.lease_ms) {
-                0 => tracing::info!("joined {address} without a lease; epoch {}", membership.epoch()),
-                lease_ms => tracing::info!("joined {address}: lease {lease_ms} ms, epoch {}", membership.epoch()),
+                0 => tracing::info!("joined {address} without a lease; epoch {}", self.epoch()),
+                lease_ms => tracing::info!("joined {address}: lease {lease_ms} ms, epoch {}", self.epoch()),
             },
             News::Lost => tracing::warn!("router {address} does not answer: {reason}; serving on, joining again"),
             News::Refused => tracing::error!(
@@ -285,6 +306,26 @@ impl Links {
                 self.announcement.address,
                 REFUSED_INTERVAL.as_secs()
             ),
+        }
+        self.follow(router, told).await;
+    }
+
+    fn epoch(&self) -> u64 {
+        self.membership.borrow().epoch()
+    }
+
+    /// Follows the router's table when it is another one than ours, and lets the router know at once: whoever leaves waits
+    /// until we have seen that it was there.
+    async fn follow(&self, router: usize, told: Option<u64>) {
+        let Some(follower) = &self.follower else { return };
+        if told.is_none_or(|epoch| epoch == self.followed.get()) {
+            return;
+        }
+        let before = self.followed.get();
+        // Without an answer, and when too many strays ask for the same, the next renewal finds the epochs apart again.
+        let _ = ownership::ask(follower).await;
+        if self.followed.get() != before {
+            self.membership.borrow_mut().renew_at(router, Instant::now());
         }
     }
 
@@ -312,29 +353,50 @@ impl Links {
     }
 }
 
-/// The way from membership to every core, to end a tenure.
-#[derive(Debug)]
+/// The way from membership to every core, for what changes the keys that are this node's.
+#[derive(Clone, Debug)]
 pub struct Tenures {
-    /// One for each core, with room for one message of each router's link.
-    pub cores: Vec<mesh::Sender<TenureEnd>>,
+    /// One for each core, with room for [`Tenures::room`] messages.
+    pub cores: Vec<mesh::Sender<Told>>,
 }
 
-/// Tells a core that its tenure is over. It drops this when that is done, which is how its sender knows.
+/// What happens to the keys of this node.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// Others may have written any of them: every copy is doubted.
+    End,
+    /// Shards: these are ours now; copies of those that came to us are doubted.
+    Follow(Arc<View>),
+    /// Doors: this is what goes for requests from here on; every shard follows it already.
+    Open(Arc<View>),
+}
+
+/// Tells a core of a change. It drops this when it has done what follows from it, which is how its sender knows.
 #[derive(Debug)]
-pub struct TenureEnd(#[expect(dead_code, reason = "its end is the message")] mesh::Sender<()>);
+pub struct Told {
+    /// What.
+    pub change: Change,
+    _done: mesh::Sender<()>,
+}
 
 impl Tenures {
-    /// Returns when every core that runs has stopped believing what it remembers.
-    async fn end(&self) {
-        let (end, mut ended) = mesh::mailbox(1);
+    /// Messages that may wait at a core: one of each router's link, and one of the follower of its table.
+    #[must_use]
+    pub fn room(router_count: usize) -> usize {
+        router_count + 1
+    }
+
+    /// Returns when every core that runs has done what follows from a change.
+    pub(crate) async fn tell(&self, change: impl Fn() -> Change) {
+        let (done, mut all_done) = mesh::mailbox(1);
         for core in &self.cores {
-            match core.try_send(TenureEnd(end.clone())) {
+            match core.try_send(Told { change: change(), _done: done.clone() }) {
                 Ok(()) | Err(mesh::Refused::Gone(_)) => {} // It has stopped: it answers nothing any more.
-                Err(mesh::Refused::Full(_)) => panic!("each router's link ends one tenure at a time"),
+                Err(mesh::Refused::Full(_)) => panic!("each link and the follower tell one change at a time"),
             }
         }
-        drop(end);
-        let nothing = ended.recv().await;
+        drop(done);
+        let nothing = all_done.recv().await;
         debug_assert_eq!(nothing, None);
     }
 }

@@ -53,10 +53,11 @@ use crate::{
     complaints::{self, COMPLAINTS_WAITING_MAX, Complaint},
     config::{Settings, ShardPorts, Size},
     membership::{
-        Identity, JOIN_DEADLINE, LEAVE_DEADLINE, Links, Membership, NoAddressError, NodeDir, NodeDirError, TenureEnd,
-        Tenures, address_facing,
+        Change, Identity, JOIN_DEADLINE, LEAVE_DEADLINE, Links, Membership, NoAddressError, NodeDir, NodeDirError,
+        Tenures, Told, address_facing,
     },
     message::{self, Ends},
+    ownership::{ASKS_MAX, Ask, Follower, Ownership, TOPOLOGY_BYTES_MAX},
     report::{self, Report},
     service::{CacheService, ServiceSettings},
     shard::{ABSENT_MS_DEFAULT, Shard, ShardSettings},
@@ -144,7 +145,9 @@ pub fn start(settings: &Settings, shutdown: &Shutdown) -> Result<Running, StartE
     let metrics_addr = page.as_ref().map(Page::local_addr);
 
     let link_count = settings.routers.len().max(1);
-    let (end_tenure, tenure_ends): (Vec<_>, Vec<_>) = (0..settings.cores).map(|_| mesh::mailbox(link_count)).unzip();
+    let room = Tenures::room(link_count);
+    let (tell, told): (Vec<_>, Vec<_>) = (0..settings.cores).map(|_| mesh::mailbox(room)).unzip();
+    let (ask, asks) = mesh::mailbox(ASKS_MAX);
     let (complain, complaints) = mesh::mailbox(COMPLAINTS_WAITING_MAX);
     let mut core_0 = Some(CoreZero {
         announcement,
@@ -152,13 +155,15 @@ pub fn start(settings: &Settings, shutdown: &Shutdown) -> Result<Running, StartE
         incarnation: node_dir.identity.incarnation,
         complaints,
         ready,
-        tenures: Tenures { cores: end_tenure },
+        tenures: Tenures { cores: tell },
+        asks,
     });
-    let each = message::mesh(settings.cores).into_iter().zip(reports).zip(tenure_ends).zip(common).zip(own);
-    let mut parts = each.map(|((((ends, reports), tenure_ends), common), own)| Part {
+    let each = message::mesh(settings.cores).into_iter().zip(reports).zip(told).zip(common).zip(own);
+    let mut parts = each.map(|((((ends, reports), told), common), own)| Part {
         ends,
         reports,
-        tenure_ends,
+        told,
+        ask: ask.clone(),
         common,
         own,
         pools: pools.clone(),
@@ -285,7 +290,8 @@ fn say_started(
 struct Part {
     ends: Ends,
     reports: mesh::Receiver<Reporter<Report>>,
-    tenure_ends: mesh::Receiver<TenureEnd>,
+    told: mesh::Receiver<Told>,
+    ask: mesh::Sender<Ask>,
     common: Listener,
     own: Listener,
     pools: Option<Arc<Pools>>,
@@ -304,6 +310,7 @@ struct CoreZero {
     complaints: mesh::Receiver<Complaint>,
     ready: mesh::Receiver<Reporter<Result<(), String>>>,
     tenures: Tenures,
+    asks: mesh::Receiver<Ask>,
 }
 
 type CacheServer = Server<CacheService<Object>>;
@@ -311,7 +318,7 @@ type CacheServer = Server<CacheService<Object>>;
 impl Part {
     /// A core's life, from the first connection to its counters.
     async fn run(self, core: usize, mut participant: Participant) -> Report {
-        let Self { ends, reports, tenure_ends, common, own, pools, complain, core_0, shutdown, incarnation, settings } =
+        let Self { ends, reports, told, ask, common, own, pools, complain, core_0, shutdown, incarnation, settings } =
             self;
         let store = pools.map(Object::new).map(|(object, answers)| {
             task::spawn(answers.run());
@@ -321,7 +328,8 @@ impl Part {
         let (shards, mesh) = Shards::new(ends, Rc::clone(&shard));
         task::spawn(mesh);
         task::spawn(tidy(Rc::clone(&shard)));
-        task::spawn(end_tenures(tenure_ends, Rc::clone(&shard)));
+        let ownership = Rc::new(Ownership::new(ask.clone()));
+        task::spawn(follow(told, Rc::clone(&shard), Rc::clone(&ownership)));
 
         let health = Health::new(&SERVICES);
         let service = Rc::new(CacheService::new(
@@ -344,18 +352,20 @@ impl Part {
         };
         task::spawn(answer_all(reports, count.clone()));
         let reflection = Rc::new(Reflection::new(DESCRIPTORS, &SERVICES).expect("our own descriptors are legal"));
-        let server = |profile: &'static Profile| -> Rc<CacheServer> {
+        let server = |service: &Rc<CacheService<Object>>, profile: &'static Profile| -> Rc<CacheServer> {
             let limits = ServerLimits {
                 connections_max: CONNECTIONS_PER_CORE_MAX,
                 message_bytes_max: limits::message_bytes_max(settings.value_bytes_max),
             };
-            Server::new(Rc::clone(&service), health.clone(), Rc::clone(&reflection), profile, limits)
+            Server::new(Rc::clone(service), health.clone(), Rc::clone(&reflection), profile, limits)
         };
-        let servers = [server(&OUTSIDE), server(&LINK)];
+        // Who comes to a core's own port has computed whose the key is; at the common one anybody may ask for anything.
+        let own_door = Rc::new(service.refusing_strays(ownership));
+        let servers = [server(&service, &OUTSIDE), server(&own_door, &LINK)];
         health.set_all(true);
         let accepting =
             [accept(common, Rc::clone(&servers[0]), shutdown.clone()), accept(own, Rc::clone(&servers[1]), shutdown)];
-        let zero = core_0.map(|zero| zero.begin(store, complain));
+        let zero = core_0.map(|zero| zero.begin(store, complain, ask));
 
         while let Some(stage) = participant.next().await {
             match stage {
@@ -430,10 +440,25 @@ async fn tidy(shard: Rc<Shard<Object>>) {
     }
 }
 
-/// Stops believing what this core remembers, whenever membership says so.
-async fn end_tenures(mut ends: mesh::Receiver<TenureEnd>, shard: Rc<Shard<Object>>) {
-    while let Some(_end) = ends.recv().await {
-        shard.end_tenure(); // And then `_end` is dropped, which tells membership that it is done.
+/// Does what follows from a change of the keys that are this node's.
+async fn follow(mut changes: mesh::Receiver<Told>, shard: Rc<Shard<Object>>, ownership: Rc<Ownership>) {
+    while let Some(told) = changes.recv().await {
+        match &told.change {
+            Change::End => shard.end_tenure(),
+            Change::Follow(view) => {
+                if shard.follow(Arc::clone(view)) {
+                    task::spawn(walk_gained(Rc::clone(&shard)));
+                }
+            }
+            Change::Open(view) => ownership.open(Arc::clone(view)),
+        }
+        drop(told); // Which tells its sender that it is done.
+    }
+}
+
+async fn walk_gained(shard: Rc<Shard<Object>>) {
+    while shard.walk_gained() {
+        task::sleep(SWEEP_PAUSE).await;
     }
 }
 
@@ -452,8 +477,8 @@ struct Duties {
 }
 
 impl CoreZero {
-    fn begin(self, store: Option<Object>, complain: mesh::Sender<Complaint>) -> Duties {
-        let Self { announcement, routers, incarnation, complaints, ready, tenures } = self;
+    fn begin(self, store: Option<Object>, complain: mesh::Sender<Complaint>, ask: mesh::Sender<Ask>) -> Duties {
+        let Self { announcement, routers, incarnation, complaints, ready, tenures, asks } = self;
         task::spawn(complaints::write(complaints));
         if let Some(store) = store {
             task::spawn(try_store(store, complain));
@@ -469,9 +494,28 @@ impl CoreZero {
             let channel = Channel::new(&router, limits, &buffer).expect("http://host:port, as settings are");
             (router, channel)
         };
-        let links = Links { membership, routers: routers.into_iter().map(channel).collect(), announcement, tenures };
+        let stopped = stopped.map(drop).shared();
+        let followed = Rc::<Cell<u64>>::default();
+        let follower = Follower {
+            node_id: announcement.node_id.clone(),
+            tenures: tenures.clone(),
+            asks,
+            followed: Rc::clone(&followed),
+        };
+        let follower = match &routers[..] {
+            [router] => {
+                let limits = ChannelLimits { message_bytes_max: TOPOLOGY_BYTES_MAX, ..limits };
+                let router = Channel::new(router, limits, &buffer).expect("http://host:port, as settings are");
+                task::spawn(future::select(Box::pin(follower.run(router)), stopped.clone()).map(drop));
+                Some(ask)
+            }
+            // None has a table; several have one each, whose epochs cannot be compared.
+            _ => None,
+        };
+        let routers = routers.into_iter().map(channel).collect();
+        let links = Links { membership, routers, announcement, tenures, follower, followed };
         task::spawn(async move {
-            links.keep(stopped.map(drop).shared()).await;
+            links.keep(stopped).await;
             // Core 0 may have been told to part meanwhile.
             let _ = tell_left.send(());
         });

@@ -6,7 +6,8 @@
 //!   Put     decoded; the value stays where the message is ─▶ checked ─▶ Shards
 //!   Delete  decoded ─▶ checked ─▶ Shards
 //! ```
-//! A node answers for any key: which node should have been asked is the router's business.
+//! At the common port a node answers for any key. Whoever asks at a core's own port has computed whose the key is: there, a
+//! key that is another node's is refused, when ownership.rs is certain of it.
 
 use std::{
     cell::RefCell,
@@ -30,7 +31,7 @@ use milena_proto::{
     cache_server::{Ack, DeleteRequest, DeleteResponse, PutRequest, PutResponse, Tier as WireTier},
     key::{Key, KeyError, KeyRef},
     method::{CACHE_DELETE, CACHE_GET, CACHE_PUT},
-    placement,
+    placement::{self, KeyHash},
 };
 use milena_storage::{Cause, Condition, Entry, Error, Tier, Timestamp, Version, entry::VERSION_BYTES_MAX};
 use prost::Message as _;
@@ -40,6 +41,7 @@ use crate::{
     complaints::Complaint,
     inflight::{INFLIGHT_WRITES_PER_KEY_MAX, KEYS_IN_FLIGHT_MAX, READERS_PER_KEY_MAX},
     message::{MESH_REQUESTS_MAX, MESH_TICKETS_MAX},
+    ownership::{Ownership, Stray},
     report::{Calls, Depth, Op},
     shard::{Answer, Hit, Limit, Refusal, Source, Write},
     shards::Shards,
@@ -59,6 +61,8 @@ pub struct CacheService<T> {
     has_store: bool,
     complaints: mesh::Sender<Complaint>,
     calls: Rc<RefCell<Calls>>,
+    /// Where keys of other nodes are refused.
+    ownership: Option<Rc<Ownership>>,
 }
 
 /// What a [`CacheService`] is made with.
@@ -89,7 +93,26 @@ impl<T: Tier + 'static> CacheService<T> {
     #[must_use]
     pub fn new(shards: Rc<Shards<T>>, settings: ServiceSettings) -> Self {
         let ServiceSettings { core, core_count, value_bytes_max, has_store, complaints } = settings;
-        Self { shards, core, core_count, value_bytes_max, has_store, complaints, calls: Rc::default() }
+        Self { shards, core, core_count, value_bytes_max, has_store, complaints, calls: Rc::default(), ownership: None }
+    }
+
+    /// The same calls behind a door where keys of other nodes are refused.
+    #[must_use]
+    pub fn refusing_strays(&self, ownership: Rc<Ownership>) -> Self {
+        Self { ownership: Some(ownership), ..self.share() }
+    }
+
+    fn share(&self) -> Self {
+        Self {
+            shards: Rc::clone(&self.shards),
+            core: self.core,
+            core_count: self.core_count,
+            value_bytes_max: self.value_bytes_max,
+            has_store: self.has_store,
+            complaints: self.complaints.clone(),
+            calls: Rc::clone(&self.calls),
+            ownership: self.ownership.clone(),
+        }
     }
 
     /// What has been counted so far.
@@ -98,12 +121,23 @@ impl<T: Tier + 'static> CacheService<T> {
         self.calls.borrow().clone()
     }
 
+    fn answer(&self, op: Op, message: &Bytes) -> Call {
+        match op {
+            Op::Get => self.get(message),
+            Op::Put => self.put(message),
+            Op::Delete => self.delete(message),
+        }
+    }
+
     fn get(&self, message: &Bytes) -> Call {
+        match KeyRef::in_message(message) {
+            Ok(key) => self.get_key(key),
+            Err(error) => self.counted(Op::Get).end_at_once(Err(malformed(&error))),
+        }
+    }
+
+    fn get_key(&self, key: KeyRef<'_>) -> Call {
         let counted = self.counted(Op::Get);
-        let key = match KeyRef::in_message(message) {
-            Ok(key) => key,
-            Err(error) => return counted.end_at_once(Err(malformed(&error))),
-        };
         let now = now();
         if placement::core(key.hash(), self.core_count) == self.core
             && let Some(answer) = self.shards.mine().get_from_memory(key, now)
@@ -143,6 +177,29 @@ impl<T: Tier + 'static> CacheService<T> {
             removed.await.map_err(|refusal| status_of(&refusal, &complaints))?;
             Ok((Message::encode(&DeleteResponse { successful: true }), tier))
         })
+    }
+
+    /// Where strays are refused: what to do with a message whose key may be another node's.
+    fn answer_unless_stray(&self, ownership: &Rc<Ownership>, op: Op, message: &Bytes) -> Call {
+        match KeyRef::in_message(message) {
+            Ok(key) if ownership.is_stray(key.hash()) => self.answer_stray(ownership, op, key.hash(), message.clone()),
+            Ok(key) if op == Op::Get => self.get_key(key),
+            Ok(_) | Err(_) => self.answer(op, message),
+        }
+    }
+
+    /// Refuses, unless the key is ours by the router's newest table, or nobody can tell.
+    fn answer_stray(&self, ownership: &Rc<Ownership>, op: Op, hash: KeyHash, message: Bytes) -> Call {
+        let (service, ownership, counted) = (self.share(), Rc::clone(ownership), self.counted(op));
+        Call(State::Waiting(Box::pin(async move {
+            match ownership.check(hash).await {
+                Ok(()) => {
+                    counted.leave_uncounted();
+                    service.answer(op, &message).await
+                }
+                Err(stray) => counted.end(Err(status_of_stray(stray))),
+            }
+        })))
     }
 
     fn found(&self, answer: Answer, now: Timestamp) -> Outcome {
@@ -195,10 +252,10 @@ impl<T: Tier + 'static> Service for CacheService<T> {
     }
 
     fn call(&self, request: Request) -> Call {
-        match Op::at(&request.path).expect("asked for what is known only") {
-            Op::Get => self.get(&request.message),
-            Op::Put => self.put(&request.message),
-            Op::Delete => self.delete(&request.message),
+        let op = Op::at(&request.path).expect("asked for what is known only");
+        match &self.ownership {
+            None => self.answer(op, &request.message),
+            Some(ownership) => self.answer_unless_stray(ownership, op, &request.message),
         }
     }
 }
@@ -245,6 +302,11 @@ impl Counted {
                 Reply::Failed(status)
             }
         }
+    }
+
+    /// Somebody else counts it.
+    fn leave_uncounted(mut self) {
+        self.ending = None;
     }
 
     fn end_at_once(self, outcome: Outcome) -> Call {
@@ -383,6 +445,15 @@ fn status_of(refusal: &Refusal, complaints: &mesh::Sender<Complaint>) -> Status 
             format!("value has {bytes} bytes; at most {bytes_max} fit this node's memory, and it has no store"),
         ),
         Refusal::Stopped => Status::new(Code::Unavailable, "the node is stopping"),
+    }
+}
+
+fn status_of_stray(stray: Stray) -> Status {
+    match stray {
+        Stray::Anothers { epoch } => Status::not_owner(epoch),
+        Stray::TooMany => {
+            Status::resource_exhausted("too many requests wait for the newest table of the cluster", PUSHBACK_MS)
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use std::{
     fmt,
     future::{Future, ready},
     rc::Rc,
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -33,11 +34,18 @@ use milena_storage::{
 use crate::{
     absences::Absences,
     inflight::{Inflight, Lease, News, ReadTurn, Rules},
+    ownership::View,
     stats::Stats,
 };
 
 /// How long an absent key is remembered unless a setting says otherwise, in milliseconds.
 pub const ABSENT_MS_DEFAULT: u64 = 1_000;
+
+/// Tables that one walk compares; with more, every copy is doubted.
+const TABLES_MAX: usize = 8;
+
+/// Slots of memory that one [`Shard::walk_gained`] looks at: some hundred microseconds.
+const WALK_SLOTS_MAX: u32 = 2_000;
 
 /// Expired entries that one [`Shard::sweep`] drops at most: some hundred microseconds.
 const SWEEP_ENTRIES_MAX: usize = 1_000;
@@ -74,6 +82,26 @@ pub struct Shard<T> {
     versions_given: Cell<u64>,
     /// Counts the times that this node's keys may have been another's.
     tenure: Cell<u64>,
+    tables: RefCell<Tables>,
+}
+
+/// The router's tables: the one that this node follows, and those before it from which memory may still hold copies that
+/// are believed though the key was another node's.
+#[derive(Debug, Default)]
+struct Tables {
+    current: Option<Arc<View>>,
+    /// Oldest first, one epoch after the other; empty once every copy has been looked at.
+    before: Vec<Arc<View>>,
+    /// Memory's slots from which copies were looked at.
+    walked: u32,
+}
+
+impl Tables {
+    /// Whether keys with this hash are ours, and were not all the time.
+    fn is_gained(&self, hash: placement::KeyHash) -> bool {
+        let Some(current) = &self.current else { return false };
+        !self.before.is_empty() && current.owns(hash) && !self.before.iter().all(|view| view.owns(hash))
+    }
 }
 
 /// What a Get found.
@@ -186,6 +214,7 @@ impl<T: Tier + 'static> Shard<T> {
             stats: RefCell::default(),
             versions_given: Cell::new(0),
             tenure: Cell::new(0),
+            tables: RefCell::default(),
         })
     }
 
@@ -264,8 +293,53 @@ impl<T: Tier + 'static> Shard<T> {
         if self.store.is_none() {
             return;
         }
-        self.tenure.set(self.tenure.get() + 1);
+        self.doubt_what_is_under_way();
         self.memory.borrow_mut().doubt_all();
+        self.tables.borrow_mut().before.clear();
+    }
+
+    /// This node goes by another table of its router: copies of keys that have come to it are unverified, since their
+    /// owners until now may have written them. Says whether memory must be walked for them ([`Shard::walk_gained`]); until
+    /// that is done, each is doubted when it is asked for.
+    ///
+    /// Between two tables that do not follow each other any key may have been away and back: then all are unverified.
+    pub fn follow(&self, view: Arc<View>) -> bool {
+        if self.store.is_none() {
+            return false;
+        }
+        self.doubt_what_is_under_way();
+        let mut tables = self.tables.borrow_mut();
+        let tables = &mut *tables;
+        let is_next = |before: &Arc<View>| before.epoch() + 1 == view.epoch() && tables.before.len() < TABLES_MAX;
+        match tables.current.take().filter(is_next) {
+            Some(before) => tables.before.push(before),
+            None => {
+                tables.before.clear();
+                self.memory.borrow_mut().doubt_all();
+            }
+        }
+        tables.current = Some(view);
+        tables.walked = 0;
+        !tables.before.is_empty()
+    }
+
+    /// Doubts copies of keys that have come to this node, a bounded number of them, and says whether there may be more.
+    pub fn walk_gained(&self) -> bool {
+        let mut tables = self.tables.borrow_mut();
+        if tables.before.is_empty() {
+            return false;
+        }
+        let mut memory = self.memory.borrow_mut();
+        match memory.doubt_some(tables.walked, WALK_SLOTS_MAX, |hash| tables.is_gained(hash)) {
+            Some(next) => tables.walked = next,
+            None => tables.before.clear(),
+        }
+        !tables.before.is_empty()
+    }
+
+    /// What was asked of the store before now fills nothing, and what is being written leaves nothing in memory.
+    fn doubt_what_is_under_way(&self) {
+        self.tenure.set(self.tenure.get() + 1);
         self.absences.borrow_mut().forget_all();
         self.inflight.revoke_all();
     }
@@ -312,7 +386,11 @@ impl<T: Tier + 'static> Shard<T> {
 
     fn look_up(&self, key: KeyRef<'_>, now: Timestamp) -> Lookup {
         self.check_owner(key.hash());
-        self.memory.borrow_mut().get(key, now)
+        let mut memory = self.memory.borrow_mut();
+        if self.tables.borrow().is_gained(key.hash()) {
+            memory.doubt(key);
+        }
+        memory.get(key, now)
     }
 
     /// Counts what became of a Get, once for each.

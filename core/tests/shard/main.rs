@@ -4,14 +4,18 @@ mod histories;
 mod mesh;
 mod script;
 
-use std::{cell::Cell, rc::Rc};
+use std::{cell::Cell, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use milena_core::{
     inflight::{INFLIGHT_WRITES_PER_KEY_MAX, KEYS_IN_FLIGHT_MAX, READERS_PER_KEY_MAX},
+    ownership::View,
     shard::{Answer, Hit, Limit, Refusal, Shard, ShardSettings, Source, Write},
 };
-use milena_proto::cache_server::Ack;
+use milena_proto::{
+    cache_server::Ack,
+    router_server::{Slot, TopologyResponse},
+};
 use milena_storage::{Cause, Condition, Entry, Error, Operation, Timestamp, Version, memory::BUDGET_BYTES_MIN};
 use script::{Script, Started, entry, key, version_of};
 
@@ -580,7 +584,85 @@ fn without_a_store_a_tenure_that_ends_changes_nothing() {
     let world = world_without_store();
     world.put("a", "1");
     world.shard.end_tenure();
+    assert!(!world.shard.follow(table(1, "a")) && !world.shard.follow(table(3, "ab")));
     assert_eq!(world.get("a"), some("1"));
+}
+
+/// The table of an epoch whose slots have these nodes, as node `a` reads it.
+fn table(epoch: u64, nodes: &str) -> Arc<View> {
+    let slots = nodes.chars().map(|name| Slot { node_id: name.into(), weight: u32::MAX, ..Slot::default() });
+    Arc::new(View::read(&TopologyResponse { epoch, slots: slots.collect() }, "a"))
+}
+
+/// A key of node `a` that becomes node `b`'s where `b` is in the table, and one that stays.
+fn key_that_moves_and_key_that_stays() -> (String, String) {
+    let both = table(0, "ab");
+    let find = |moves: bool| {
+        let names = (0..100).map(|number| format!("k-{number}"));
+        names.into_iter().find(|name| both.owns(key(name).hash()) != moves).expect("each has half of the keys")
+    };
+    (find(true), find(false))
+}
+
+// Rule T.
+#[test]
+fn a_key_that_went_away_and_came_back_is_asked_for_and_one_that_stayed_is_not() {
+    let world = world();
+    let (moving, staying) = key_that_moves_and_key_that_stays();
+    world.shard.follow(table(1, "a"));
+    world.put(&moving, "1");
+    world.put(&staying, "1");
+    world.shard.follow(table(2, "ab"));
+    world.store.set(&moving, "2"); // by the other node, whose key it is now
+    assert!(world.shard.follow(table(3, "a")), "there is something to walk for");
+    assert_eq!(world.get(&moving), some("2"));
+    assert_eq!(world.source(&staying), Some(Source::Memory));
+    while world.shard.walk_gained() {}
+    assert_eq!(world.source(&moving), Some(Source::Store), "confirmed before the walk, it is asked for once more");
+    assert_eq!(world.source(&moving), Some(Source::Memory));
+    assert_eq!(world.source(&staying), Some(Source::Memory));
+}
+
+// Rule T.
+#[test]
+fn after_the_walk_nothing_old_is_believed_though_nobody_asked_for_it_meanwhile() {
+    let world = world();
+    let (moving, _) = key_that_moves_and_key_that_stays();
+    world.shard.follow(table(1, "a"));
+    world.put(&moving, "1");
+    for epoch in [2, 4, 6] {
+        world.shard.follow(table(epoch, "ab"));
+        world.store.set(&moving, &epoch.to_string());
+        world.shard.follow(table(epoch + 1, "a"));
+        while world.shard.walk_gained() {}
+    }
+    assert_eq!(world.get(&moving), some("6"));
+}
+
+// Rule T.
+#[test]
+fn when_tables_were_missed_any_key_may_have_been_away() {
+    let world = world();
+    let (moving, staying) = key_that_moves_and_key_that_stays();
+    world.shard.follow(table(1, "a"));
+    world.put(&moving, "1");
+    world.put(&staying, "1");
+    world.store.set(&moving, "2"); // while a table was in force that this node has not seen
+    assert!(!world.shard.follow(table(3, "a")), "all are doubted, so there is nothing to look for");
+    assert_eq!(world.get(&moving), some("2"));
+    assert_eq!(world.source(&staying), Some(Source::Store));
+}
+
+// Rule T.
+#[test]
+fn a_copy_from_before_the_key_was_ours_is_asked_for() {
+    let world = world();
+    let (moving, _) = key_that_moves_and_key_that_stays();
+    world.shard.follow(table(1, "ab"));
+    world.put(&moving, "1"); // asked at the common port, where any key is answered
+    world.store.set(&moving, "2"); // by its owner
+    world.shard.follow(table(2, "a"));
+    assert_eq!(world.get(&moving), some("2"));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use milena_proto::{
     placement::{WEIGHT_FULL, key_hash, slot},
     router_server::{JoinRequest, SlotState, TopologyResponse},
 };
+use tonic::{Code, Status};
 
 use crate::{
     client::Client,
@@ -198,6 +199,78 @@ fn a_node_that_stops_leaves_at_once_and_no_call_fails() {
     assert_all(&client, "v");
     stop.send(()).unwrap();
     assert!(reader.join().expect("no call failed") > 0);
+}
+
+/// Where a node answers for the keys of its first core.
+fn own_port(topology: &TopologyResponse, slot: usize) -> SocketAddr {
+    let address = topology.slots[slot].shard_addresses[0].strip_prefix("http://");
+    address.and_then(|address| address.parse().ok()).expect("http://ip:port")
+}
+
+#[test]
+fn a_key_that_went_to_another_node_and_came_back_has_the_value_it_was_given_there() {
+    let mut cluster = start_cluster(1);
+    let client = cluster.client();
+    put_all(&client, "before");
+    assert_all(&client, "before");
+
+    cluster.add_node(&[]);
+    wait_until("the second node is in the table", PATIENCE, || (client.states().ok()? == 2).then_some(()));
+    let its_keys = keys_of(&client.topology().unwrap(), cluster.nodes[1].address);
+    assert!(its_keys.len() > KEYS / 4, "half of the keys, more or less");
+    for key in &its_keys {
+        client.put(key, "there").unwrap();
+    }
+    assert_eq!(cluster.nodes[1].stop(), Some(0));
+    assert_eq!(client.states().unwrap(), 1, "it left before it stopped");
+    for number in 0..KEYS {
+        let expected = if its_keys.contains(&key(number)) { "there" } else { "before" };
+        assert_eq!(client.get(&key(number)).unwrap().as_deref(), Some(expected.as_bytes()), "{}", key(number));
+    }
+    let evidence = cluster.nodes[0].metric("milena_cache_hits_total", "memory");
+    assert!(evidence > 0, "keys that never went away are still in memory");
+}
+
+#[test]
+fn at_a_cores_own_port_a_key_of_another_node_is_refused_and_nothing_is_done() {
+    let cluster = start_cluster(2);
+    let client = cluster.client();
+    let topology = client.topology().unwrap();
+    let others = keys_of(&topology, cluster.nodes[1].address);
+    let own = keys_of(&topology, cluster.nodes[0].address);
+    let port = Client::node(own_port(&topology, slot_of(&topology, cluster.nodes[0].address)));
+    let key = &others[0];
+    client.put(key, "its owner's").unwrap();
+
+    let refused = wait_until("the node knows the table", PATIENCE, || port.get(key).err());
+    assert_not_owner(&refused, &topology);
+    assert_not_owner(&port.put(key, "a stranger's").unwrap_err(), &topology);
+    assert_not_owner(&port.delete(key).unwrap_err(), &topology);
+    assert_eq!(client.get(key).unwrap().as_deref(), Some(&b"its owner's"[..]), "nothing was done");
+
+    port.put(&own[0], "v").unwrap();
+    assert_eq!(port.get(&own[0]).unwrap().as_deref(), Some(&b"v"[..]), "its own keys are answered there");
+    let common = Client::node(cluster.nodes[0].address);
+    assert_eq!(common.get(key).unwrap().as_deref(), Some(&b"its owner's"[..]), "and any key at the common port");
+}
+
+fn assert_not_owner(status: &Status, topology: &TopologyResponse) {
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+    let epoch = status.metadata().get("milena-owner-epoch").expect("a trailer that tells the epoch");
+    assert_eq!(epoch.to_str().unwrap(), topology.epoch.to_string());
+}
+
+#[test]
+fn without_a_router_a_node_refuses_nothing_at_its_own_ports() {
+    let mut cluster = start_cluster(2);
+    let client = cluster.client();
+    let topology = client.topology().unwrap();
+    let key = &keys_of(&topology, cluster.nodes[1].address)[0];
+    client.put(key, "v").unwrap();
+    let port = Client::node(own_port(&topology, slot_of(&topology, cluster.nodes[0].address)));
+    wait_until("the node knows the table", PATIENCE, || port.get(key).err());
+    cluster.router.kill();
+    wait_until("nobody can tell any more", PATIENCE, || (port.get(key).ok()?.as_deref() == Some(b"v")).then_some(()));
 }
 
 #[test]
