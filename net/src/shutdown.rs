@@ -158,7 +158,7 @@ impl Shutdown {
                 shutdown.begin(Reason::Signal(number));
             }
             if let Some(number) = signals.next() {
-                tracing::warn!("shutdown: {} again; ending at once", Reason::Signal(number));
+                tracing::warn!("{} again; ending at once", Reason::Signal(number));
                 low_level::exit(1);
             }
         };
@@ -314,7 +314,7 @@ impl Stop {
                 break reason;
             }
         };
-        tracing::info!("shutdown: {reason}; stopping");
+        tracing::info!("{reason}; stopping");
         let begun = Instant::now();
         let left_behind = Stage::ALL.into_iter().flat_map(|stage| self.run_stage(stage)).collect();
         // Who waits for the next stage learns that there is none.
@@ -352,7 +352,7 @@ impl Stop {
         if !late.is_empty() {
             let names: Vec<&str> = late.iter().map(|(_, name)| &**name).collect();
             tracing::warn!(
-                "shutdown: {} took more than {} s, going on; left behind: {}",
+                "{} took more than {} s, going on; left behind: {}",
                 stage.name(),
                 limit.as_secs_f64(),
                 names.join(", ")

@@ -195,3 +195,20 @@ fn a_development_cluster_ends_when_a_member_does() {
     assert!(dev.log().contains("node"), "it is named:\n{}", dev.log());
     wait_until("the others are gone", Duration::from_secs(10), || left_behind(dir.path()).is_empty().then_some(()));
 }
+
+#[test]
+fn no_line_of_a_log_names_its_part_twice() {
+    let mut cluster = start_cluster(1);
+    let mut logs = String::new();
+    for server in [&mut cluster.nodes[0], &mut cluster.router] {
+        assert_eq!(server.program().stop(), Some(0));
+        logs.push_str(&server.program().log());
+    }
+    assert!(logs.contains("stopping"), "{logs}");
+    for line in logs.lines() {
+        // Time, level, part, and then what it says.
+        let (part, text) = line.split_once(": ").expect("every line has a part");
+        let part = part.rsplit(' ').next().expect("split gives one at least");
+        assert!(!text.starts_with(&format!("{part}: ")), "{line}");
+    }
+}

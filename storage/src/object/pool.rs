@@ -3,8 +3,11 @@
 //! ```text
 //!   any core ──try──▶ reads       ▒▒▒▒▒   one bounded queue each,   ──▶ 64 threads
 //!   any core ──try──▶ writes      ▒▒      so that writes in trouble ──▶ 32 threads
-//!   any core ──try──▶ background          never hold up reads       ──▶  8 threads
+//!   any core ──try──▶ background          never hold up reads       ──▶  1 thread
 //! ```
+//! The background has the probe alone to do, once for each start, until there is a write mode that uploads behind the
+//! callers' backs.
+//!
 //! A thread is a request in flight: 64 of them at 50 ms each are 1,280 reads a second, so their number is a setting.
 //! Threads end when the last [`Pools`] is dropped and their queue is empty; what is in it is still done.
 
@@ -32,7 +35,7 @@ pub struct PoolSizes {
     pub read_threads: u32,
     /// Threads that write, at least 1.
     pub write_threads: u32,
-    /// Threads for what nobody waits for, at least 1.
+    /// Threads for what no caller waits for, at least 1: the probe at the start, and nothing else yet.
     pub background_threads: u32,
     /// Jobs that may wait in each queue, at least 1.
     pub queue: usize,
@@ -40,7 +43,7 @@ pub struct PoolSizes {
 
 impl Default for PoolSizes {
     fn default() -> Self {
-        Self { read_threads: 64, write_threads: 32, background_threads: 8, queue: 1024 }
+        Self { read_threads: 64, write_threads: 32, background_threads: 1, queue: 1024 }
     }
 }
 
