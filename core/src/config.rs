@@ -6,21 +6,22 @@
 //!                                  ▼
 //!                                Settings       numbers with units; nothing in it needs checking again
 //! ```
-//! Every setting is a flag and an environment variable; the flag wins. An empty variable counts as one that is not set,
-//! because that is how a compose file spells "not set".
+//! How a text is read, and what all servers of ours can be told, is in net's settings; how S3 is reached, in storage's.
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
 };
 
 use clap::Parser;
-use milena_net::log::{Log, LogError};
-use milena_proto::limits::{CORES_MAX, VALUE_BYTES_MAX, VALUE_BYTES_MAX_DEFAULT};
-use milena_storage::object::{PoolSizes, StoreConfig, StoreConfigError, StoreSettings};
+use milena_net::{
+    log::Log,
+    settings::{self, SIZES, SettingError, Size, number, read, size, written},
+};
+use milena_storage::object::{PoolSizes, S3Flags, StoreConfig, StoreConfigError, StoreSettings};
 
 /// What a core needs at least, in bytes: below that, connection buffers would leave nothing for entries.
 pub const CORE_MEMORY_BYTES_MIN: u64 = 16 << 20;
@@ -33,9 +34,6 @@ pub const CORE_MEMORY_BYTES_DEFAULT: u64 = 64 << 20;
 
 /// Longest that a parked core may spin for work first: more would only heat the room.
 const SPIN_US_MAX: u64 = 100;
-
-/// Longest that a stage of stopping may be given, in seconds.
-const STAGE_SECONDS_MAX: u64 = 3600;
 
 /// Most threads that may wait for S3 for one purpose; each is a stack and a connection.
 const STORE_THREADS_MAX: u64 = 4096;
@@ -91,24 +89,9 @@ pub struct Config {
     /// The same as --store s3://BUCKET; --store wins where both are set.
     #[arg(long, env, value_name = "BUCKET")]
     pub s3_bucket: Option<String>,
-    /// Another S3 server than Amazon's, as http://host:port; AWS_ENDPOINT_URL does the same.
-    #[arg(long, env, value_name = "URL")]
-    pub s3_endpoint: Option<String>,
-    /// The variable other S3 tools read; `s3_endpoint` wins.
-    #[arg(long, env, hide = true)]
-    pub aws_endpoint_url: Option<String>,
-    /// The region of the bucket (us-east-1).
-    #[arg(long, env, value_name = "REGION")]
-    pub aws_region: Option<String>,
-    /// Credentials come from the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN.
-    #[arg(long, env, hide = true, hide_env_values = true)]
-    pub aws_access_key_id: Option<String>,
-    /// See `aws_access_key_id`.
-    #[arg(long, env, hide = true, hide_env_values = true)]
-    pub aws_secret_access_key: Option<Secret>,
-    /// See `aws_access_key_id`.
-    #[arg(long, env, hide = true, hide_env_values = true)]
-    pub aws_session_token: Option<Secret>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would take it for the description of the program")]
+    pub s3: S3Flags,
     /// Names of objects (plain): plain = PREFIX BUCKET/KEY; md5 = as the predecessor wrote them.
     #[arg(long, env, value_name = "plain|md5")]
     pub s3_key_layout: Option<String>,
@@ -140,10 +123,6 @@ pub struct Config {
     #[arg(long, env, value_name = "FORMAT")]
     pub log_format: Option<String>,
 }
-
-/// A text that no log line shows.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Secret(pub String);
 
 /// What a node runs with. Made by [`Config::settings`]; consistent.
 #[derive(Clone, Debug)]
@@ -209,24 +188,8 @@ pub enum ShardPorts {
 /// Why a configuration was refused. The text is one line: the setting, the value found, what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConfigError {
-    /// A value that cannot be read.
-    Illegal {
-        /// The flag.
-        flag: &'static str,
-        /// The value.
-        found: String,
-        /// What would be legal.
-        allowed: String,
-    },
-    /// A log setting that cannot be read.
-    Log(LogError),
-    /// More pinned cores than the machine has.
-    CoresBeyondMachine {
-        /// Cores asked for.
-        cores: usize,
-        /// Cores there are for this process.
-        machine_cores: usize,
-    },
+    /// One that every server has.
+    Setting(SettingError),
     /// Not enough memory for so many cores.
     MemoryTooSmall {
         /// Bytes given.
@@ -252,11 +215,6 @@ pub enum ConfigError {
         /// That port.
         port: u16,
     },
-    /// The page and the service on one port.
-    MetricsPortIsListenPort {
-        /// That port.
-        port: u16,
-    },
     /// A setting of the store.
     Store(StoreConfigError),
     /// `WRITE_MODE=back`, which needs what this version does not have.
@@ -268,20 +226,17 @@ pub enum ConfigError {
     },
 }
 
-/// Exit code of a program whose settings were refused.
-pub const EXIT_REFUSED: u8 = 2;
-
 impl Config {
     /// Reads every value and applies the rules between them. Pure: `machine_cores` is what this process may use.
     ///
     /// # Errors
     /// The first value that makes no sense.
     pub fn settings(&self, machine_cores: usize) -> Result<Settings, ConfigError> {
-        let listen = read("--listen-addr", &self.listen_addr, "IP:PORT, such as 0.0.0.0:50051", socket_address)?
-            .unwrap_or(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 50051));
-        let cores = self.cores(machine_cores)?;
+        let listen = settings::listen(&self.listen_addr, 50051)?;
+        let pin = settings::boolean("--pin", &self.pin)?.unwrap_or(true);
+        let cores = settings::cores(&self.cores, pin, machine_cores)?;
         let shard_ports = self.shard_ports(cores, listen.port())?;
-        let metrics = self.metrics(listen)?;
+        let metrics = settings::metrics(&self.metrics_port, 9091, listen)?;
         if let (ShardPorts::From(first), Some(metrics)) = (shard_ports, metrics) {
             check_apart(first, cores, "--metrics-port", metrics.port())?;
         }
@@ -292,7 +247,6 @@ impl Config {
         let believed_seconds =
             number("--ttl-seconds", &self.ttl_seconds, 0..=u32::MAX.into(), seconds)?.unwrap_or(3600);
         let spin = || format!("microseconds from 0 to {SPIN_US_MAX}");
-        let drain = || format!("seconds from 0 to {STAGE_SECONDS_MAX}");
         let entries = || "a count of entries, 0 = limited by bytes only".to_owned();
         Ok(Settings {
             listen,
@@ -305,38 +259,20 @@ impl Config {
             )?,
             shard_ports,
             cores,
-            pin: read("--pin", &self.pin, "true or false", boolean)?.unwrap_or(true),
+            pin,
             spin: Duration::from_micros(number("--spin-us", &self.spin_us, 0..=SPIN_US_MAX, spin)?.unwrap_or(0)),
             memory_bytes: self.memory_bytes(cores)?,
             entries_max: number("--lru-size", &self.lru_size, 0..=u64::MAX, entries)?.filter(|entries| *entries > 0),
             believed: (believed_seconds > 0).then(|| Duration::from_secs(believed_seconds)),
-            value_bytes_max: self.value_bytes_max()?,
+            value_bytes_max: settings::value_bytes_max(&self.value_max)?,
             node_dir: data_dir.join(format!("node-{}", listen.port())),
             store: self.store(&data_dir)?,
             store_threads: self.store_threads()?,
             metrics,
-            drain: Duration::from_secs(
-                number("--drain-seconds", &self.drain_seconds, 0..=STAGE_SECONDS_MAX, drain)?.unwrap_or(10),
-            ),
+            drain: settings::drain(&self.drain_seconds)?,
             zone: written(&self.zone).unwrap_or_default().to_owned(),
-            log: Log::parse(written(&self.log_level).unwrap_or("info"), written(&self.log_format).unwrap_or("text"))
-                .map_err(ConfigError::Log)?,
+            log: settings::log(&self.log_level, &self.log_format)?,
         })
-    }
-
-    fn cores(&self, machine_cores: usize) -> Result<usize, ConfigError> {
-        let cores = match written(&self.cores) {
-            None | Some("all") => return Ok(machine_cores.clamp(1, CORES_MAX)),
-            Some(_) => number("--cores", &self.cores, 1..=CORES_MAX as u64, || {
-                format!("all, or a count from 1 to {CORES_MAX}")
-            })?,
-        };
-        let cores = usize::try_from(cores.expect("it is written")).expect("at most CORES_MAX");
-        let pin = read("--pin", &self.pin, "true or false", boolean)?.unwrap_or(true);
-        if pin && cores > machine_cores {
-            return Err(ConfigError::CoresBeyondMachine { cores, machine_cores });
-        }
-        Ok(cores)
     }
 
     fn memory_bytes(&self, cores: usize) -> Result<u64, ConfigError> {
@@ -346,15 +282,6 @@ impl Config {
             return Err(ConfigError::MemoryTooSmall { memory_bytes, cores });
         }
         Ok(memory_bytes)
-    }
-
-    fn value_bytes_max(&self) -> Result<usize, ConfigError> {
-        let allowed = format!("a size from 1 to {}", Size(VALUE_BYTES_MAX as u64));
-        let in_range = |text: &str| {
-            let bytes = usize::try_from(size(text)?).ok()?;
-            (1..=VALUE_BYTES_MAX).contains(&bytes).then_some(bytes)
-        };
-        Ok(read("--value-max", &self.value_max, &allowed, in_range)?.unwrap_or(VALUE_BYTES_MAX_DEFAULT))
     }
 
     fn shard_ports(&self, cores: usize, listen_port: u16) -> Result<ShardPorts, ConfigError> {
@@ -372,25 +299,11 @@ impl Config {
         Ok(ShardPorts::From(first))
     }
 
-    fn metrics(&self, listen: SocketAddr) -> Result<Option<SocketAddr>, ConfigError> {
-        let port = match written(&self.metrics_port) {
-            Some("auto") => return Ok(Some(SocketAddr::new(listen.ip(), 0))),
-            _ => number("--metrics-port", &self.metrics_port, 0..=65535, || {
-                "a port from 1 to 65535, 0 = off, or auto".to_owned()
-            })?,
-        };
-        let port = u16::try_from(port.unwrap_or(9091)).expect("at most 65535");
-        if port != 0 && port == listen.port() {
-            return Err(ConfigError::MetricsPortIsListenPort { port });
-        }
-        Ok((port != 0).then(|| SocketAddr::new(listen.ip(), port)))
-    }
-
     fn routers(&self) -> Result<Vec<String>, ConfigError> {
         let mut routers = Vec::new();
         let list = written(&self.router_addr).filter(|list| *list != "none").unwrap_or_default();
         for found in list.split(',').map(str::trim).filter(|found| !found.is_empty()) {
-            let router = http_address(found).ok_or_else(|| ConfigError::Illegal {
+            let router = http_address(found).ok_or_else(|| SettingError::Illegal {
                 flag: "--router-addr",
                 found: found.to_owned(),
                 allowed: "HOST:PORT or http://HOST:PORT, several separated by commas".to_owned(),
@@ -408,11 +321,12 @@ impl Config {
             None | Some("through") => {}
             Some("back") => return Err(ConfigError::WriteModeNeedsDisk),
             Some(_) => {
-                return Err(ConfigError::Illegal {
+                return Err(SettingError::Illegal {
                     flag: "--write-mode",
                     found: written(&self.write_mode).unwrap_or_default().to_owned(),
                     allowed: "through or back".to_owned(),
-                });
+                }
+                .into());
             }
         }
         if disk_bytes > 0 {
@@ -422,20 +336,12 @@ impl Config {
     }
 
     fn store(&self, data_dir: &Path) -> Result<StoreConfig, ConfigError> {
-        let secret = |secret: &'_ Option<Secret>| secret.as_ref().map(|secret| secret.0.clone());
-        let (secret_access_key, session_token) = (secret(&self.aws_secret_access_key), secret(&self.aws_session_token));
         StoreConfig::read(&StoreSettings {
-            setting: "STORE",
             store: written(&self.store).map(|store| if store.eq_ignore_ascii_case("none") { "none" } else { store }),
             s3_bucket: written(&self.s3_bucket),
-            s3_endpoint: written(&self.s3_endpoint).or(written(&self.aws_endpoint_url)),
-            aws_region: written(&self.aws_region),
             s3_key_layout: written(&self.s3_key_layout),
             s3_addressing: written(&self.s3_addressing),
-            access_key_id: written(&self.aws_access_key_id),
-            secret_access_key: secret_access_key.as_deref(),
-            session_token: session_token.as_deref(),
-            data_dir,
+            ..self.s3.settings("STORE", data_dir)
         })
         .map_err(ConfigError::Store)
     }
@@ -444,7 +350,9 @@ impl Config {
         let threads = |flag, value, default| {
             let allowed = || format!("a count from 1 to {STORE_THREADS_MAX}");
             let threads = number(flag, value, 1..=STORE_THREADS_MAX, allowed)?;
-            Ok(threads.map_or(default, |threads| u32::try_from(threads).expect("at most STORE_THREADS_MAX")))
+            Ok::<_, SettingError>(
+                threads.map_or(default, |threads| u32::try_from(threads).expect("at most STORE_THREADS_MAX")),
+            )
         };
         let default = PoolSizes::default();
         Ok(PoolSizes {
@@ -453,41 +361,6 @@ impl Config {
             ..default
         })
     }
-}
-
-/// What was written for a setting; nothing counts as not written.
-fn written(value: &Option<String>) -> Option<&str> {
-    value.as_deref().map(str::trim).filter(|text| !text.is_empty())
-}
-
-/// Reads a setting if it was written.
-fn read<T>(
-    flag: &'static str,
-    value: &Option<String>,
-    allowed: &str,
-    parse: impl FnOnce(&str) -> Option<T>,
-) -> Result<Option<T>, ConfigError> {
-    let Some(text) = written(value) else { return Ok(None) };
-    let illegal = || ConfigError::Illegal { flag, found: text.to_owned(), allowed: allowed.to_owned() };
-    parse(text).map(Some).ok_or_else(illegal)
-}
-
-/// Reads a whole number within a range if it was written.
-fn number(
-    flag: &'static str,
-    value: &Option<String>,
-    range: std::ops::RangeInclusive<u64>,
-    allowed: impl FnOnce() -> String,
-) -> Result<Option<u64>, ConfigError> {
-    read(flag, value, &allowed(), |text| text.parse().ok().filter(|number| range.contains(number)))
-}
-
-/// `IP:PORT`; `localhost:PORT` too, because everybody writes it.
-fn socket_address(text: &str) -> Option<SocketAddr> {
-    if let Some(port) = text.strip_prefix("localhost:") {
-        return Some(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port.parse().ok()?));
-    }
-    text.parse().ok()
 }
 
 /// `HOST:PORT` with or without `http://`, as `http://HOST:PORT`.
@@ -527,65 +400,6 @@ fn is_host(text: &str) -> bool {
     }
 }
 
-fn boolean(text: &str) -> Option<bool> {
-    match text.to_ascii_lowercase().as_str() {
-        "true" | "yes" | "on" | "1" => Some(true),
-        "false" | "no" | "off" | "0" => Some(false),
-        _ => None,
-    }
-}
-
-const SIZES: &str = "bytes, or a number with KiB, MiB, GiB or TiB";
-
-/// Units a size may be written in. A letter alone is the power of two, as everywhere in memory.
-const UNITS: [(&str, u64); 13] = [
-    ("kib", 1 << 10),
-    ("mib", 1 << 20),
-    ("gib", 1 << 30),
-    ("tib", 1 << 40),
-    ("kb", 1_000),
-    ("mb", 1_000_000),
-    ("gb", 1_000_000_000),
-    ("tb", 1_000_000_000_000),
-    ("k", 1 << 10),
-    ("m", 1 << 20),
-    ("g", 1 << 30),
-    ("t", 1 << 40),
-    ("b", 1),
-];
-
-/// Bytes of `512MiB`, `1.5 GiB`, `64k`, `1048576`.
-fn size(text: &str) -> Option<u64> {
-    let lower = text.to_ascii_lowercase();
-    let (number, unit) = UNITS
-        .iter()
-        .find_map(|(name, unit)| lower.strip_suffix(name).map(|number| (number.trim_end(), *unit)))
-        .unwrap_or((&lower, 1));
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
-    let digits = |text: &str| !text.is_empty() && text.len() <= 18 && text.bytes().all(|byte| byte.is_ascii_digit());
-    if !digits(whole) || !digits(fraction) || fraction.len() > 6 || (unit == 1 && number.contains('.')) {
-        return None;
-    }
-    let whole = whole.parse::<u64>().ok()?.checked_mul(unit)?;
-    // At most 6 digits of at most a TiB: below 2^60.
-    let fraction = fraction.parse::<u64>().ok()? * unit / 10_u64.pow(u32::try_from(fraction.len()).ok()?);
-    whole.checked_add(fraction)
-}
-
-/// Bytes as a person would write them.
-#[derive(Clone, Copy, Debug)]
-pub struct Size(pub u64);
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let units = [(1_u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-        match units.iter().find(|(unit, _)| self.0 >= *unit && self.0.is_multiple_of(*unit)) {
-            Some((unit, name)) => write!(f, "{}{name}", self.0 / unit),
-            None => write!(f, "{} bytes", self.0),
-        }
-    }
-}
-
 fn check_apart(first: u16, cores: usize, other: &'static str, port: u16) -> Result<(), ConfigError> {
     let last = usize::from(first) + cores - 1;
     if port != 0 && (usize::from(first)..=last).contains(&usize::from(port)) {
@@ -597,14 +411,7 @@ fn check_apart(first: u16, cores: usize, other: &'static str, port: u16) -> Resu
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Illegal { flag, found, allowed } => {
-                write!(f, "{flag} {}: allowed is {allowed}", found.escape_debug())
-            }
-            Self::Log(error) => error.fmt(f),
-            Self::CoresBeyondMachine { cores, machine_cores } => write!(
-                f,
-                "--cores {cores}: this process may use {machine_cores}; lower CORES, or set PIN=false to let shards share cores"
-            ),
+            Self::Setting(error) => error.fmt(f),
             Self::MemoryTooSmall { memory_bytes, cores } => write!(
                 f,
                 "--memory {}: {cores} cores need at least {} ({} each); raise MEMORY or lower CORES",
@@ -622,9 +429,6 @@ impl fmt::Display for ConfigError {
                 "--shard-ports {first}: {cores} cores need ports {first} to {}, and {other} has {port}; move one of them",
                 usize::from(*first) + cores - 1
             ),
-            Self::MetricsPortIsListenPort { port } => {
-                write!(f, "--metrics-port {port}: --listen-addr has that port already; set another one, or 0 for none")
-            }
             Self::Store(error) => error.fmt(f),
             Self::WriteModeNeedsDisk => f.write_str(
                 "--write-mode back: needs the disk tier, which a later version has; allowed is through, where a write is in \
@@ -639,17 +443,9 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-impl FromStr for Secret {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self(text.trim().to_owned()))
+impl From<SettingError> for ConfigError {
+    fn from(error: SettingError) -> Self {
+        Self::Setting(error)
     }
 }
 
@@ -681,10 +477,10 @@ mod tests {
                 "DISK" => &mut config.disk,
                 "STORE" => &mut config.store,
                 "S3_BUCKET" => &mut config.s3_bucket,
-                "S3_ENDPOINT" => &mut config.s3_endpoint,
-                "AWS_ENDPOINT_URL" => &mut config.aws_endpoint_url,
-                "AWS_REGION" => &mut config.aws_region,
-                "AWS_ACCESS_KEY_ID" => &mut config.aws_access_key_id,
+                "S3_ENDPOINT" => &mut config.s3.s3_endpoint,
+                "AWS_ENDPOINT_URL" => &mut config.s3.aws_endpoint_url,
+                "AWS_REGION" => &mut config.s3.aws_region,
+                "AWS_ACCESS_KEY_ID" => &mut config.s3.aws_access_key_id,
                 "S3_KEY_LAYOUT" => &mut config.s3_key_layout,
                 "S3_ADDRESSING" => &mut config.s3_addressing,
                 "S3_READ_THREADS" => &mut config.s3_read_threads,
@@ -696,7 +492,7 @@ mod tests {
                 "LOG_LEVEL" => &mut config.log_level,
                 "LOG_FORMAT" => &mut config.log_format,
                 "AWS_SECRET_ACCESS_KEY" => {
-                    config.aws_secret_access_key = Some(Secret(value));
+                    config.s3.aws_secret_access_key = Some(value.parse().unwrap());
                     continue;
                 }
                 _ => panic!("no setting {name}"),
@@ -776,30 +572,6 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_as_people_write_them() {
-        for (text, bytes) in [
-            ("1048576", 1 << 20),
-            ("512MiB", 512 << 20),
-            ("512 mib", 512 << 20),
-            ("1.5GiB", 3 << 29),
-            ("2g", 2 << 30),
-            ("10MB", 10_000_000),
-            ("64k", 64 << 10),
-            ("0", 0),
-            ("7b", 7),
-        ] {
-            assert_eq!(size(text), Some(bytes), "{text}");
-        }
-        for text in
-            ["", "MiB", "-1", "1.5", "1e3", "12 parsecs", "99999999999999999999", "99999999999TiB", "1..2g", ".5g"]
-        {
-            assert_eq!(size(text), None, "{text}");
-        }
-        assert_eq!(Size(512 << 20).to_string(), "512MiB");
-        assert_eq!(Size(1000).to_string(), "1000 bytes");
-    }
-
-    #[test]
     fn the_store_is_what_store_says_then_the_bucket_then_a_directory() {
         let store = |written: &[&str]| settings(written).unwrap().store;
         assert_eq!(
@@ -826,7 +598,8 @@ mod tests {
         let written = ["S3_BUCKET=kv-prod", "AWS_ACCESS_KEY_ID=id", "AWS_SECRET_ACCESS_KEY=hush"];
         let StoreConfig::S3(s3) = settings(&written).unwrap().store else { panic!("not S3") };
         assert_eq!(s3.credentials.as_ref().unwrap().secret_access_key, "hush");
-        let config = Config { aws_secret_access_key: Some(Secret("hush".to_owned())), ..Config::default() };
+        let mut config = Config::default();
+        config.s3.aws_secret_access_key = Some("hush".parse().unwrap());
         assert!(!format!("{:?} {config:?}", settings(&written)).contains("hush"));
         assert!(refused(&written[..2]).contains("AWS_SECRET_ACCESS_KEY is not set and AWS_ACCESS_KEY_ID is"));
         assert!(refused(&[written[0], written[2]]).contains("AWS_ACCESS_KEY_ID is not set"));
@@ -879,7 +652,7 @@ mod tests {
         );
         assert_eq!(
             refused(&["CORES=64"]),
-            "--cores 64: this process may use 4; lower CORES, or set PIN=false to let shards share cores"
+            "--cores 64: this process may use 4; lower CORES, or set PIN=false to let them share processors"
         );
         let shared = settings(&["CORES=64", "PIN=false"]).unwrap();
         assert_eq!((shared.cores, shared.memory_bytes), (64, 64 * CORE_MEMORY_BYTES_DEFAULT));

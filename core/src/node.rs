@@ -38,6 +38,7 @@ use milena_net::{
     mesh,
     metrics::{GATHER_MAX, Reporter, gather},
     ops::{Answers, OpsError, Page},
+    settings::Size,
     shutdown::{Outcome, Participant, Reason, Shutdown, Stage, StageLimits},
     stream::ReadBuffer,
     task,
@@ -51,7 +52,7 @@ use milena_storage::{
 
 use crate::{
     complaints::{self, COMPLAINTS_WAITING_MAX, Complaint},
-    config::{Settings, ShardPorts, Size},
+    config::{Settings, ShardPorts},
     membership::{
         Change, Identity, JOIN_DEADLINE, LEAVE_DEADLINE, Links, Membership, NoAddressError, NodeDir, NodeDirError,
         Tenures, Told, address_facing,

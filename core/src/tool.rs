@@ -20,7 +20,10 @@ use std::{
 
 use bytes::Bytes;
 use clap::{Args, Parser, Subcommand};
-use milena_net::grpc::status::{Code, Status};
+use milena_net::{
+    grpc::status::{Code, Status},
+    settings::Size,
+};
 use milena_proto::{
     key::{KeyError, KeyRef},
     limits::VALUE_BYTES_MAX,
@@ -229,7 +232,7 @@ impl fmt::Display for ToolError {
             Self::Key(error) => error.fmt(f),
             Self::Value { source, error } => write!(f, "cannot read {source}: {error}"),
             Self::ValueTooLarge { source } => {
-                write!(f, "{source} holds more than {}, which no node accepts", config::Size(VALUE_BYTES_MAX as u64))
+                write!(f, "{source} holds more than {}, which no node accepts", Size(VALUE_BYTES_MAX as u64))
             }
             Self::Status { router, status } => write!(f, "{router}: {status}"),
             Self::NotFound { key } => write!(f, "{key}: not found"),

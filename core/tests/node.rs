@@ -275,9 +275,9 @@ fn a_node_starts_and_serves_while_its_store_is_away() {
     let dir = tempfile::tempdir().unwrap();
     let node = start(dir.path(), |config| {
         config.s3_bucket = Some("kv-prod".to_owned());
-        config.s3_endpoint = Some(format!("http://{away}"));
-        config.aws_access_key_id = Some("id".to_owned());
-        config.aws_secret_access_key = Some("secret".parse().unwrap());
+        config.s3.s3_endpoint = Some(format!("http://{away}"));
+        config.s3.aws_access_key_id = Some("id".to_owned());
+        config.s3.aws_secret_access_key = Some("secret".parse().unwrap());
     });
     assert_eq!(page(&node, "/ready").0, "HTTP/1.1 200 OK");
     let failed = get(node.addr, b"k").unwrap_err();

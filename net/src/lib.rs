@@ -7,6 +7,7 @@ pub mod log;
 pub mod mesh;
 pub mod metrics;
 pub mod ops;
+pub mod settings;
 pub mod shutdown;
 pub mod stream;
 pub mod task;

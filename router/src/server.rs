@@ -38,6 +38,7 @@ use milena_net::{
     mesh,
     metrics::{GATHER_MAX, Gathered, Reporter, gather},
     ops::{self, OpsError, Page},
+    settings::EXIT_REFUSED,
     shutdown::{Outcome, Participant, Reason, Shutdown, Stage, StageLimits},
     task,
     tcp::{self, ListenError, Listener},
@@ -46,7 +47,7 @@ use milena_proto::{generated::DESCRIPTORS, limits};
 
 use crate::{
     authority::{Answer, Authority, Event, Place, PlaceError, ToAuthority, Unwritten, Writer},
-    config::{EXIT_REFUSED, Settings},
+    config::Settings,
     members::{LEASE, Members, View},
     rate_limit::RateLimits,
     service::{Desk, DeskConfig, QUESTIONS_MAX, RouterService},

@@ -21,6 +21,7 @@ use crate::{Cause, Condition, Entry, Error, Found, Operation, Timestamp, Version
 pub mod asker;
 pub mod config;
 pub mod directory;
+pub mod flags;
 pub mod front;
 pub mod name;
 pub mod pool;
@@ -29,6 +30,7 @@ pub mod s3;
 
 pub use asker::{Asked, Asker, Request};
 pub use config::{StoreConfig, StoreConfigError, StoreSettings};
+pub use flags::{S3Flags, Secret};
 pub use front::{Answers, Counters, Object};
 pub use pool::{PoolSizes, Pools};
 

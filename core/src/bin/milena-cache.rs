@@ -3,11 +3,8 @@
 use std::{process::ExitCode, thread};
 
 use clap::Parser as _;
-use milena_core::{
-    config::{Config, EXIT_REFUSED},
-    node,
-};
-use milena_net::shutdown::Shutdown;
+use milena_core::{config::Config, node};
+use milena_net::{settings::EXIT_REFUSED, shutdown::Shutdown};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -3,11 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use milena_net::cores;
-use milena_router::{
-    config::{Config, EXIT_REFUSED},
-    server,
-};
+use milena_net::{cores, settings::EXIT_REFUSED};
+use milena_router::{config::Config, server};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -224,7 +224,7 @@ impl Credentials {
     }
 }
 
-fn given(setting: Option<&str>) -> Option<&str> {
+pub(super) fn given(setting: Option<&str>) -> Option<&str> {
     setting.map(str::trim).filter(|text| !text.is_empty())
 }
 
