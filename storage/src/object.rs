@@ -19,6 +19,7 @@ use milena_proto::key::Key;
 use crate::{Cause, Condition, Entry, Error, Found, Operation, Timestamp, Version};
 
 pub mod asker;
+mod authorities;
 pub mod config;
 pub mod directory;
 pub mod flags;
@@ -111,12 +112,12 @@ pub struct Abilities {
 /// A directory is made and tried here; S3 is not asked, so that a node starts while S3 is down.
 ///
 /// # Errors
-/// [`Cause::Misconfigured`] with the directory and the reason when it cannot be written to.
+/// [`Cause::Misconfigured`] with the reason: a directory that cannot be written to, a file of authorities that is none.
 pub fn open(config: &StoreConfig) -> Result<Option<Arc<dyn Store>>, Error> {
     Ok(match config {
         StoreConfig::None => None,
         StoreConfig::Directory(path) => Some(Arc::new(directory::Directory::open(path)?)),
-        StoreConfig::S3(s3) => Some(Arc::new(s3::S3::new((**s3).clone()))),
+        StoreConfig::S3(s3) => Some(Arc::new(s3::S3::open((**s3).clone())?)),
     })
 }
 

@@ -4,11 +4,12 @@ use std::{
     collections::BTreeSet,
     fs,
     net::SocketAddr,
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
 
-use milena_proto::router_server::GetResponse;
+use milena_proto::router_server::{GetResponse, TopologyResponse};
 use tempfile::TempDir;
 use tonic::{Code, Status};
 
@@ -325,6 +326,73 @@ fn credentials_that_are_missing_or_wrong_are_said_once_with_what_to_do() {
         assert_eq!(said.len(), 1, "{word} is said once, at the start or by the first request:\n{log}");
         assert!(said[0].contains("hint"), "and what to do: {}", said[0]);
     }
+}
+
+#[test]
+fn s3_behind_tls_is_believed_by_the_authority_that_is_named_and_by_no_other() {
+    let https = seaweed::shared().https_endpoint();
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = dir.path().join("authority.pem");
+    fs::write(&bundle, seaweed::AUTHORITY).unwrap();
+    let trusting = |path: &Path| {
+        let mut settings = on_s3(&https, "tls");
+        settings.push(("AWS_CA_BUNDLE", path.display().to_string()));
+        settings
+    };
+
+    let mut node = Server::node(dir.path(), &borrowed(&trusting(&bundle)));
+    node.start();
+    Client::node(node.address).put("k", "over TLS").unwrap();
+    let mut plain = Server::node(dir.path(), &borrowed(&on_s3(&seaweed::shared().endpoint(), "tls")));
+    plain.start();
+    let plain = Client::node(plain.address);
+    assert_eq!(plain.get("k").unwrap().as_deref(), Some(&b"over TLS"[..]), "it is in S3");
+    plain.put("other", "without TLS").unwrap();
+    assert_eq!(Client::node(node.address).get("other").unwrap().as_deref(), Some(&b"without TLS"[..]));
+
+    let mut distrusting = Server::node(dir.path(), &borrowed(&on_s3(&https, "tls")));
+    distrusting.start();
+    let refused = Client::node(distrusting.address).put("k", "never sent").unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    assert!(refused.message().contains("certificate") && refused.message().contains("AWS_CA_BUNDLE"), "{refused}");
+    assert!(!refused.message().contains("outcome unknown"), "nothing was asked of the server: {refused}");
+
+    let mut mistaken = Server::node(dir.path(), &borrowed(&trusting(&dir.path().join("nowhere.pem"))));
+    let program = mistaken.launch();
+    assert_eq!(program.exit_code(), Some(1));
+    assert!(program.log().contains("AWS_CA_BUNDLE="), "{}", program.log());
+}
+
+#[test]
+fn a_router_that_keeps_its_table_in_s3_has_it_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let endpoint = seaweed::shared().endpoint();
+    let mut settings = on_s3(&endpoint, "table");
+    settings[0] = ("STATE", format!("s3://{}/table", seaweed::BUCKET));
+    let mut router = Server::router(dir.path(), &borrowed(&settings));
+    router.start();
+    let address = router.address.to_string();
+    let mut nodes: Vec<Server> = (0..2).map(|_| Server::node(dir.path(), &[("ROUTER_ADDR", &*address)])).collect();
+    nodes.iter_mut().for_each(Server::start);
+    let client = Client::router(router.address);
+    wait_until("two live nodes", PATIENCE, || (client.states().ok()? == 2).then_some(()));
+    let before = client.topology().unwrap();
+
+    // Without nodes, so that only the store can know.
+    nodes.iter_mut().for_each(Server::kill);
+    router.kill();
+    router.start();
+    let after = wait_until("the router answers", PATIENCE, || client.topology().ok());
+    assert!(after.epoch >= before.epoch, "an epoch never goes back");
+    let places = |topology: TopologyResponse| -> Vec<_> {
+        topology.slots.into_iter().map(|slot| (slot.node_id, slot.address, slot.shard_addresses)).collect()
+    };
+    assert_eq!(places(after), places(before));
+    assert!(!dir.path().join("router").exists(), "nothing of it is on the disk");
+
+    nodes.iter_mut().for_each(Server::start);
+    wait_until("the nodes are back", PATIENCE, || client.put("k", "v").ok());
+    assert_eq!(client.get("k").unwrap().as_deref(), Some(&b"v"[..]));
 }
 
 /// The environment of deployments that were there before flags: three nodes and a router on one machine.

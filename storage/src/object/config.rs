@@ -46,6 +46,8 @@ pub struct StoreSettings<'a> {
     pub secret_access_key: Option<&'a str>,
     /// AWS_SESSION_TOKEN.
     pub session_token: Option<&'a str>,
+    /// AWS_CA_BUNDLE.
+    pub ca_bundle: Option<&'a str>,
     /// DATA_DIR: where the store is when nothing names one.
     pub data_dir: &'a Path,
 }
@@ -72,6 +74,8 @@ pub struct S3Config {
     pub layout: KeyLayout,
     /// `None`: nothing is asked, everything answers that credentials are missing.
     pub credentials: Option<Credentials>,
+    /// A file of certificates by which an `https` endpoint is believed; `None` = Mozilla's list.
+    pub ca_bundle: Option<PathBuf>,
 }
 
 /// An access key. Its secret parts are not shown.
@@ -167,6 +171,7 @@ impl StoreSettings<'_> {
             access_key_id: None,
             secret_access_key: None,
             session_token: None,
+            ca_bundle: None,
             data_dir,
         }
     }
@@ -204,6 +209,7 @@ impl StoreConfig {
             prefix: checked_prefix(bucket_setting, prefix)?,
             layout,
             credentials: Credentials::read(settings)?,
+            ca_bundle: given(settings.ca_bundle).map(PathBuf::from),
         })))
     }
 }

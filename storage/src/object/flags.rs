@@ -21,6 +21,9 @@ pub struct S3Flags {
     /// The region of the bucket (us-east-1).
     #[arg(long, env, value_name = "REGION")]
     pub aws_region: Option<String>,
+    /// A PEM file with the authorities by which an https endpoint is believed (Mozilla's list).
+    #[arg(long, env, value_name = "FILE")]
+    pub aws_ca_bundle: Option<String>,
     /// Credentials come from the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN.
     #[arg(long, env, hide = true, hide_env_values = true)]
     pub aws_access_key_id: Option<String>,
@@ -46,6 +49,7 @@ impl S3Flags {
             aws_region: self.aws_region.as_deref(),
             access_key_id: self.aws_access_key_id.as_deref(),
             secret_access_key: self.aws_secret_access_key.as_ref().map(|secret| &*secret.0),
+            ca_bundle: self.aws_ca_bundle.as_deref(),
             session_token: self.aws_session_token.as_ref().map(|secret| &*secret.0),
             ..StoreSettings::none(data_dir)
         }

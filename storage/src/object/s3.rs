@@ -44,10 +44,11 @@ use rusty_s3::{
 use ureq::{
     Agent, Timeout,
     http::{self, HeaderMap, header},
+    tls::{RootCerts, TlsConfig},
 };
 
 use super::{
-    Abilities, Asked, Asker, Request, Store,
+    Abilities, Asked, Asker, Request, Store, authorities,
     config::S3Config,
     is_document_name,
     name::{HASH_MARK, KeyLayout},
@@ -175,6 +176,15 @@ enum Precondition {
 
 impl S3 {
     /// A client for this bucket. Nothing is asked yet.
+    ///
+    /// # Errors
+    /// [`Cause::Misconfigured`]: the authorities that it names cannot be read.
+    pub fn open(config: S3Config) -> Result<Self, Error> {
+        let roots = config.ca_bundle.as_deref().map(authorities::read).transpose()?;
+        Ok(Self::trusting(roots.unwrap_or(RootCerts::WebPki), config, Patience::default()))
+    }
+
+    /// A client for a bucket whose endpoint, if it speaks TLS, has a certificate that everybody believes.
     #[must_use]
     pub fn new(config: S3Config) -> Self {
         Self::with_patience(config, Patience::default())
@@ -183,6 +193,11 @@ impl S3 {
     /// The same with limits of one's own.
     #[must_use]
     pub fn with_patience(config: S3Config, patience: Patience) -> Self {
+        debug_assert_eq!(config.ca_bundle, None, "`open` reads it");
+        Self::trusting(RootCerts::WebPki, config, patience)
+    }
+
+    fn trusting(roots: RootCerts, config: S3Config, patience: Patience) -> Self {
         let credentials = config.credentials.as_ref().map(|credentials| {
             let (id, secret) = (credentials.access_key_id.clone(), credentials.secret_access_key.clone());
             match &credentials.session_token {
@@ -192,6 +207,7 @@ impl S3 {
         });
         let mut agent = Agent::config_builder()
             .http_status_as_error(false)
+            .tls_config(TlsConfig::builder().root_certs(roots).build())
             .max_redirects(0) // a redirect is signed for another place; see `judge`
             .max_redirects_will_error(false)
             .timeout_connect(Some(patience.connect))
@@ -803,11 +819,16 @@ impl NoAnswer {
             | ureq::Error::TlsRequired
             | ureq::Error::BadUri(_)
             | ureq::Error::Http(_) => (false, false),
-            ureq::Error::Io(error) => (error.kind() != ErrorKind::ConnectionRefused, false),
+            ureq::Error::Io(error) => {
+                (error.kind() != ErrorKind::ConnectionRefused && !is_about_a_certificate(error), false)
+            }
             _ => (true, false),
         };
         let text = match error {
             ureq::Error::Io(error) if error.kind() == ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+            ureq::Error::Io(error) if is_about_a_certificate(error) => {
+                format!("{error}; hint: AWS_CA_BUNDLE names the authorities to believe")
+            }
             ureq::Error::Io(error) => error.to_string(),
             ureq::Error::Timeout(Timeout::Resolve) => "no answer from the name server in time".to_owned(),
             ureq::Error::Timeout(Timeout::Connect) => "no connection in time".to_owned(),
@@ -829,6 +850,12 @@ impl NoAnswer {
         };
         Self { may_have_arrived: true, is_timeout, text }
     }
+}
+
+/// Whether a connection ended because the other side's certificate was not believed: before anything was asked.
+fn is_about_a_certificate(error: &io::Error) -> bool {
+    // The words of rustls, whose type is not ours to name: ureq hands it on inside this one.
+    error.kind() == ErrorKind::InvalidData && error.to_string().starts_with("invalid peer certificate")
 }
 
 fn sign<'a, A: S3Action<'a>>(mut action: A, ask: &'a Ask<'_>) -> String {

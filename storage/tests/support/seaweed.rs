@@ -33,9 +33,17 @@ pub const BUCKET: &str = "tests";
 /// Until it answers; it takes one second, and longer on a machine that has much to do.
 const START_SECONDS: u64 = 60;
 
-/// It listens on four more ports behind the first, and for gRPC on each plus this.
+/// It listens on five more ports behind the first, and for gRPC on each plus this.
 const GRPC_OFFSET: u16 = 10_000;
-const PORTS: u16 = 5;
+const PORTS: u16 = 6;
+
+/// The last of them speaks TLS.
+const HTTPS_OFFSET: u16 = 5;
+
+/// Whose certificate the server shows there: an authority that nobody else has.
+pub const AUTHORITY: &str = include_str!("tls/authority.pem");
+const CERTIFICATE: &str = include_str!("tls/server.pem");
+const CERTIFICATE_KEY: &str = include_str!("tls/server.key");
 
 /// A running server.
 #[derive(Debug)]
@@ -80,6 +88,11 @@ impl Seaweed {
         format!("http://{}", self.address)
     }
 
+    /// The same behind TLS.
+    pub fn https_endpoint(&self) -> String {
+        format!("https://{}:{}", self.address.ip(), self.address.port() + HTTPS_OFFSET)
+    }
+
     /// Ends it at once, as a crash would.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -98,6 +111,9 @@ impl Seaweed {
         assert!(self.child.is_none(), "it runs");
         let weed = peers().join("venv/bin/weed");
         assert!(weed.exists(), "{} is not there; run ./test, or .ci/peers, which installs it", weed.display());
+        let (certificate, key) = (self.dir.join("server.pem"), self.dir.join("server.key"));
+        fs::write(&certificate, CERTIFICATE).unwrap();
+        fs::write(&key, CERTIFICATE_KEY).unwrap();
         let log = fs::File::create(self.dir.join("log")).unwrap();
         let port = self.address.port();
         let mut command = Command::new(weed);
@@ -107,6 +123,9 @@ impl Seaweed {
             .arg(format!("-bucket={BUCKET}"))
             .arg(format!("-s3.domainName={DOMAIN}"))
             .arg(format!("-s3.port={port}"))
+            .arg(format!("-s3.port.https={}", port + HTTPS_OFFSET))
+            .arg(format!("-s3.cert.file={}", certificate.display()))
+            .arg(format!("-s3.key.file={}", key.display()))
             .arg(format!("-master.port={}", port + 1))
             .arg(format!("-volume.port={}", port + 2))
             .arg(format!("-filer.port={}", port + 3))
@@ -212,6 +231,7 @@ fn has_bucket(s3: SocketAddr) -> bool {
         write!(stream, "HEAD /buckets/{BUCKET}/ HTTP/1.1\r\nHost: {filer}\r\nConnection: close\r\n\r\n")?;
         let mut bucket = String::new();
         stream.read_to_string(&mut bucket)?;
+        TcpStream::connect((s3.ip(), s3.port() + HTTPS_OFFSET))?;
         Ok::<_, std::io::Error>(answer.contains(" 403 ") && bucket.contains(" 200 "))
     };
     ask().unwrap_or(false)
