@@ -135,7 +135,7 @@ pub struct Settings {
     pub advertise: Option<Advertised>,
     /// Each core's own port.
     pub shard_ports: ShardPorts,
-    /// Cores, which is shards: 1 to [`CORES_MAX`].
+    /// Cores, which is shards: 1 to [`CORES_MAX`](milena_proto::limits::CORES_MAX).
     pub cores: usize,
     /// Whether each executor stays on a processor of its own.
     pub pin: bool,
@@ -147,7 +147,7 @@ pub struct Settings {
     pub entries_max: Option<u64>,
     /// How long a cached copy is believed; `None` = for ever.
     pub believed: Option<Duration>,
-    /// Largest value in bytes, at most [`VALUE_BYTES_MAX`].
+    /// Largest value in bytes, at most [`VALUE_BYTES_MAX`](milena_proto::limits::VALUE_BYTES_MAX).
     pub value_bytes_max: usize,
     /// This node's own directory, `DATA_DIR/node-PORT`; not made yet.
     pub node_dir: PathBuf,

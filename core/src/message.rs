@@ -6,10 +6,10 @@
 //! ```
 
 use milena_net::mesh::{Receiver, Sender, mailbox};
-use milena_proto::{cache_server::Ack, key::Key};
-use milena_storage::{Condition, Timestamp, Version};
+use milena_proto::key::Key;
+use milena_storage::Timestamp;
 
-use crate::shard::{Answer, Refusal, Write};
+use crate::shard::{Answer, Removal, Removed, Write, Written};
 
 /// Requests of one core that wait for others' answers.
 pub const MESH_TICKETS_MAX: usize = 1024;
@@ -22,15 +22,15 @@ pub const MESH_REQUESTS_MAX: usize = 1024;
 pub(crate) enum Request {
     Get { key: Key, now: Timestamp },
     Put { key: Key, write: Box<Write>, now: Timestamp },
-    Delete { key: Key, condition: Condition, ack: Ack, now: Timestamp },
+    Delete { key: Key, removal: Removal, now: Timestamp },
 }
 
 /// The answer to the request with the same ticket.
 #[derive(Debug)]
 pub(crate) enum Reply {
     Get(Answer),
-    Put(Result<Version, Refusal>),
-    Delete(Result<(), Refusal>),
+    Put(Written),
+    Delete(Removed),
 }
 
 const _: () = assert!(size_of::<Asked>() <= 128, "a message is two cache lines, not a value");

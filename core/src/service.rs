@@ -43,7 +43,7 @@ use crate::{
     message::{MESH_REQUESTS_MAX, MESH_TICKETS_MAX},
     ownership::{Ownership, Stray},
     report::{Calls, Depth, Op},
-    shard::{Answer, Hit, Limit, Refusal, Source, Write},
+    shard::{Answer, Hit, Limit, Refusal, Removal, Source, Write},
     shards::Shards,
 };
 
@@ -167,11 +167,11 @@ impl<T: Tier + 'static> CacheService<T> {
 
     fn delete(&self, message: &Bytes) -> Call {
         let counted = self.counted(Op::Delete);
-        let (key, condition, ack) = match read_delete(message) {
+        let (key, removal) = match read_delete(message) {
             Ok(delete) => delete,
             Err(status) => return counted.end_at_once(Err(status)),
         };
-        let removed = self.shards.delete(key, condition, ack, now());
+        let removed = self.shards.delete(key, removal, now());
         let (complaints, tier) = (self.complaints.clone(), self.write_tier());
         counted.end_later(async move {
             removed.await.map_err(|refusal| status_of(&refusal, &complaints))?;
@@ -418,10 +418,10 @@ fn ack(number: i32) -> Result<Ack, Status> {
         .map_err(|_| Status::new(Code::InvalidArgument, format!("ack is {number}; 0 to 3 are allowed")))
 }
 
-fn read_delete(message: &Bytes) -> Result<(Key, Condition, Ack), Status> {
+fn read_delete(message: &Bytes) -> Result<(Key, Removal), Status> {
     let request = DeleteRequest::decode(message.clone()).map_err(|_| malformed(&KeyError::Malformed))?;
     let key = KeyRef::parse(request.bucket.as_bytes(), &request.key).map_err(|error| malformed(&error))?;
-    Ok((key.to_key(), condition(&request.if_version)?, ack(request.ack)?))
+    Ok((key.to_key(), Removal { condition: condition(&request.if_version)?, ack: ack(request.ack)? }))
 }
 
 fn malformed(error: &KeyError) -> Status {

@@ -27,7 +27,7 @@ use milena_proto::{
     placement,
 };
 use milena_storage::{
-    Cause, Condition, Entry, Error, Found, Operation, Tier, Timestamp, Version,
+    Cause, Condition, Entry, Error, Found, Operation, Put, Tier, Timestamp, Version,
     memory::{Figures, Lookup, Memory},
 };
 
@@ -125,6 +125,12 @@ pub enum Source {
 /// The answer to a Get: `None` is a miss.
 pub type Answer = Result<Option<Hit>, Refusal>;
 
+/// What became of a Put: the value's version.
+pub type Written = Result<Version, Refusal>;
+
+/// What became of a Delete.
+pub type Removed = Result<(), Refusal>;
+
 /// What to write, and when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Write {
@@ -133,6 +139,15 @@ pub struct Write {
     /// When its life ends; `None` = never.
     pub expires: Option<Timestamp>,
     /// What must hold for it to be written.
+    pub condition: Condition,
+    /// What must have happened before it counts as done.
+    pub ack: Ack,
+}
+
+/// What must hold for a key to be removed, and what must have happened before it counts as done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removal {
+    /// What must hold for it to be removed.
     pub condition: Condition,
     /// What must have happened before it counts as done.
     pub ack: Ack,
@@ -243,12 +258,7 @@ impl<T: Tier + 'static> Shard<T> {
     ///
     /// # Errors
     /// The store's own, [`Limit`]s, an `ack` that is not to be had, and without a store values too large for memory.
-    pub fn put(
-        self: &Rc<Self>,
-        key: Key,
-        write: Write,
-        now: Timestamp,
-    ) -> impl Future<Output = Result<Version, Refusal>> + use<T> {
+    pub fn put(self: &Rc<Self>, key: Key, write: Write, now: Timestamp) -> impl Future<Output = Written> + use<T> {
         let shard = Rc::clone(self);
         async move {
             shard.check_owner(key.hash());
@@ -269,12 +279,12 @@ impl<T: Tier + 'static> Shard<T> {
     pub fn delete(
         self: &Rc<Self>,
         key: Key,
-        condition: Condition,
-        ack: Ack,
+        removal: Removal,
         now: Timestamp,
-    ) -> impl Future<Output = Result<(), Refusal>> + use<T> {
+    ) -> impl Future<Output = Removed> + use<T> {
         let shard = Rc::clone(self);
         async move {
+            let Removal { condition, ack } = removal;
             shard.check_owner(key.hash());
             shard.check_ack(ack)?;
             match &shard.store {
@@ -506,7 +516,7 @@ impl<T: Tier + 'static> Shard<T> {
         let unfinished = Unfinished { shard: self, key, is_known: false };
         let Write { value, expires, condition, .. } = write;
         let tenure = self.tenure.get();
-        let written = store.put(key, value.clone(), expires, condition).await;
+        let written = store.put(key, Put { value: value.clone(), expires, condition }).await;
         match written {
             Ok(version) => {
                 let entry = Entry { value, version, expires };

@@ -24,17 +24,16 @@ use std::{
 use futures::{StreamExt, future::Either, stream::FuturesUnordered};
 use milena_net::mesh::{Receiver, Refused, Sender};
 use milena_proto::{
-    cache_server::Ack,
     key::{Key, KeyRef},
     placement,
 };
-use milena_storage::{Condition, Tier, Timestamp, Version};
+use milena_storage::{Tier, Timestamp};
 use slab::Slab;
 
 pub use crate::message::mesh;
 use crate::{
     message::{Answered, Asked, Ends, MESH_TICKETS_MAX, Reply, Request},
-    shard::{Answer, Limit, Refusal, Shard, Write},
+    shard::{Answer, Limit, Refusal, Removal, Removed, Shard, Write, Written},
 };
 
 /// Messages that a core takes from its mailboxes before it lets other tasks run.
@@ -94,12 +93,7 @@ impl<T: Tier + 'static> Shards<T> {
     ///
     /// # Errors
     /// As there, and as [`Shards::get`].
-    pub fn put(
-        self: &Rc<Self>,
-        key: Key,
-        write: Write,
-        now: Timestamp,
-    ) -> impl Future<Output = Result<Version, Refusal>> + use<T> {
+    pub fn put(self: &Rc<Self>, key: Key, write: Write, now: Timestamp) -> impl Future<Output = Written> + use<T> {
         let core = self.core_of(key.hash());
         if core == self.core {
             return Either::Left(self.shard.put(key, write, now));
@@ -120,15 +114,14 @@ impl<T: Tier + 'static> Shards<T> {
     pub fn delete(
         self: &Rc<Self>,
         key: Key,
-        condition: Condition,
-        ack: Ack,
+        removal: Removal,
         now: Timestamp,
-    ) -> impl Future<Output = Result<(), Refusal>> + use<T> {
+    ) -> impl Future<Output = Removed> + use<T> {
         let core = self.core_of(key.hash());
         if core == self.core {
-            return Either::Left(self.shard.delete(key, condition, ack, now));
+            return Either::Left(self.shard.delete(key, removal, now));
         }
-        let asking = self.ask(core, Request::Delete { key, condition, ack, now });
+        let asking = self.ask(core, Request::Delete { key, removal, now });
         Either::Right(async move {
             match asking?.await {
                 Reply::Delete(answer) => answer,
@@ -239,7 +232,7 @@ async fn answer_later<T: Tier + 'static>(
     let reply = match request {
         Request::Get { key, now } => Reply::Get(shard.get(key.as_ref(), now).await),
         Request::Put { key, write, now } => Reply::Put(shard.put(key, *write, now).await),
-        Request::Delete { key, condition, ack, now } => Reply::Delete(shard.delete(key, condition, ack, now).await),
+        Request::Delete { key, removal, now } => Reply::Delete(shard.delete(key, removal, now).await),
     };
     (asker, Answered { ticket, reply })
 }

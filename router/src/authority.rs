@@ -32,7 +32,7 @@ use bytes::Bytes;
 use milena_net::mesh;
 use milena_proto::limits::SLOTS_MAX;
 use milena_storage::{
-    Cause, Condition, Error, Version,
+    Cause, Condition, Error, Put, Version,
     object::{self, Store, StoreConfig},
 };
 use serde::{Deserialize, Serialize};
@@ -617,7 +617,8 @@ impl Place {
 
     fn put(&mut self, bytes: &Bytes) -> Result<(), Error> {
         let condition = self.version.clone().map_or(Condition::IfAbsent, Condition::IfVersion);
-        self.version = Some(self.store.put_document(DOCUMENT_NAME, bytes, &condition, &mut self.asker)?);
+        let put = Put::new(bytes.clone(), condition);
+        self.version = Some(self.store.put_document(DOCUMENT_NAME, &put, &mut self.asker)?);
         self.attempts.clear();
         Ok(())
     }
@@ -872,8 +873,8 @@ mod tests {
         );
     }
 
-    #[test]
-    fn a_leave_waits_until_every_follower_has_seen_that_the_node_came() {
+    /// Node b has come and says goodbye, while a follows the table from before; and the goodbye's ticket.
+    fn town_where_somebody_leaves_unseen() -> (Town, u64) {
         let mut town = town();
         town.join("a");
         town.write();
@@ -882,6 +883,12 @@ mod tests {
         town.write();
         town.answers();
         let goodbye = town.leave("b");
+        (town, goodbye)
+    }
+
+    #[test]
+    fn a_leave_waits_until_every_follower_has_seen_that_the_node_came() {
+        let (mut town, goodbye) = town_where_somebody_leaves_unseen();
         town.write();
         assert_eq!((town.answers(), town.authority.view().count(State::Live)), (vec![], 2));
 
@@ -893,14 +900,7 @@ mod tests {
 
     #[test]
     fn a_leave_waits_no_longer_than_the_lease_of_who_should_see_it() {
-        let mut town = town();
-        town.join_having_seen("a", 0);
-        town.write();
-        town.join_having_seen("a", 1);
-        town.join("b");
-        town.write();
-        town.answers();
-        let goodbye = town.leave("b");
+        let (mut town, goodbye) = town_where_somebody_leaves_unseen();
         town.pass(LEASE + LEASE_MARGIN);
         town.write();
         assert_eq!(town.answers(), [(goodbye, Answer::Left { was_member: true })]);
@@ -908,14 +908,7 @@ mod tests {
 
     #[test]
     fn a_node_that_joins_again_while_its_leave_waits_stays() {
-        let mut town = town();
-        town.join("a");
-        town.write();
-        town.join_having_seen("a", 1);
-        town.join("b");
-        town.write();
-        town.answers();
-        let goodbye = town.leave("b");
+        let (mut town, goodbye) = town_where_somebody_leaves_unseen();
         town.ask(Question::Join { member: Member { incarnation: 2, ..node("b") }, seen_epoch: 0 });
         town.write();
         assert!(town.answers().contains(&(goodbye, Answer::Left { was_member: false })));
@@ -1018,15 +1011,8 @@ mod tests {
             self.inner.get(key, known, now, by)
         }
 
-        fn put(
-            &self,
-            key: &Key,
-            value: &Bytes,
-            expires: Option<Timestamp>,
-            condition: &Condition,
-            by: &mut object::Asker,
-        ) -> Result<Version, Error> {
-            self.inner.put(key, value, expires, condition, by)
+        fn put(&self, key: &Key, put: &Put, by: &mut object::Asker) -> Result<Version, Error> {
+            self.inner.put(key, put, by)
         }
 
         fn delete(&self, key: &Key, condition: &Condition, by: &mut object::Asker) -> Result<(), Error> {
@@ -1037,14 +1023,8 @@ mod tests {
             self.inner.get_document(name, by)
         }
 
-        fn put_document(
-            &self,
-            name: &str,
-            value: &Bytes,
-            condition: &Condition,
-            by: &mut object::Asker,
-        ) -> Result<Version, Error> {
-            let version = self.inner.put_document(name, value, condition, by)?;
+        fn put_document(&self, name: &str, put: &Put, by: &mut object::Asker) -> Result<Version, Error> {
+            let version = self.inner.put_document(name, put, by)?;
             if self.losses.load(Relaxed) == 0 {
                 return Ok(version);
             }

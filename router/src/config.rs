@@ -78,9 +78,9 @@ pub struct Settings {
     pub state: StoreConfig,
     /// The same as it was written, for people.
     pub state_text: String,
-    /// Largest value in bytes, at most [`VALUE_BYTES_MAX`].
+    /// Largest value in bytes, at most [`VALUE_BYTES_MAX`](milena_proto::limits::VALUE_BYTES_MAX).
     pub value_bytes_max: usize,
-    /// 1 to [`CORES_MAX`].
+    /// 1 to [`CORES_MAX`](milena_proto::limits::CORES_MAX).
     pub cores: usize,
     /// Whether each executor stays on a processor of its own.
     pub pin: bool,

@@ -67,6 +67,18 @@ fn with_router<F: Future<Output = ()>>(
     assert_eq!(outcome.exit_code(), 0, "{outcome}");
 }
 
+/// The same with a node of one core that has joined.
+fn with_node<F: Future<Output = ()>>(
+    change: impl FnOnce(&mut Config),
+    body: impl FnOnce(Client, ScriptedNode) -> F + Send + 'static,
+) {
+    with_router(change, |client| async move {
+        let node = ScriptedNode::start("n", 1);
+        client.join(&node).await;
+        body(client, node).await;
+    });
+}
+
 fn on_a_core<F: Future<Output = ()>>(router: SocketAddr, body: impl FnOnce(Client) -> F + Send + 'static) {
     let mut body = Some(body);
     let config = CoresConfig { pin: false, ..CoresConfig::new(1) };
@@ -290,11 +302,9 @@ fn without_a_node_every_request_is_unavailable() {
 
 #[test]
 fn a_nodes_status_comes_back_with_its_text_and_trailers() {
-    with_router(
+    with_node(
         |_| {},
-        |client| async move {
-            let node = ScriptedNode::start("n", 1);
-            client.join(&node).await;
+        |client, node| async move {
             node.say(Say::Status(Status::resource_exhausted("the queue ü is full", 70)));
             let status = client.put("k", b"v").await.unwrap_err();
             assert_eq!((status.code, &*status.message), (Code::ResourceExhausted, "the queue ü is full"));
@@ -306,11 +316,9 @@ fn a_nodes_status_comes_back_with_its_text_and_trailers() {
 
 #[test]
 fn a_node_that_does_not_own_the_key_is_asked_once_more_and_only_once() {
-    with_router(
+    with_node(
         |_| {},
-        |client| async move {
-            let node = ScriptedNode::start("n", 1);
-            client.join(&node).await;
+        |client, node| async move {
             let not_owner = || Say::Status(Status::not_owner(9));
             node.say(not_owner());
             client.put("k", b"v").await.unwrap();
@@ -353,11 +361,9 @@ fn a_node_that_knows_a_newer_table_is_believed_and_that_tables_owner_is_asked() 
 
 #[test]
 fn a_write_that_may_have_happened_is_not_sent_again_and_a_read_is() {
-    with_router(
+    with_node(
         |_| {},
-        |client| async move {
-            let node = ScriptedNode::start("n", 1);
-            client.join(&node).await;
+        |client, node| async move {
             node.say(Say::HangUp);
             let status = client.put("k", b"v").await.unwrap_err();
             assert_eq!(status.code, Code::Unavailable);
@@ -365,11 +371,9 @@ fn a_write_that_may_have_happened_is_not_sent_again_and_a_read_is() {
             assert_eq!(node.heard_count(), 1);
         },
     );
-    with_router(
+    with_node(
         |_| {},
-        |client| async move {
-            let node = ScriptedNode::start("n", 1);
-            client.join(&node).await;
+        |client, node| async move {
             client.get("k").await.unwrap();
             node.say(Say::HangUp);
             assert!(client.get("k").await.unwrap().successful, "by the second connection");
@@ -416,11 +420,9 @@ fn a_node_that_is_not_there_is_unavailable_and_its_breaker_opens() {
 
 #[test]
 fn the_time_that_is_left_is_passed_on_and_holds() {
-    with_router(
+    with_node(
         |_| {},
-        |client| async move {
-            let node = ScriptedNode::start("n", 1);
-            client.join(&node).await;
+        |client, node| async move {
             client.get("k").await.unwrap();
             assert!(node.heard.borrow()[0].time_left <= PATIENCE);
 
@@ -435,11 +437,9 @@ fn the_time_that_is_left_is_passed_on_and_holds() {
 
 #[test]
 fn what_breaks_a_limit_never_reaches_a_node() {
-    with_router(
+    with_node(
         |config| config.value_max = Some("1KiB".into()),
-        |client| async move {
-            let node = ScriptedNode::start("n", 1);
-            client.join(&node).await;
+        |client, node| async move {
             let status = client.put("k", &[0; 1025]).await.unwrap_err();
             assert_eq!(
                 (status.code, &*status.message),
@@ -498,11 +498,9 @@ fn joins_that_make_no_sense_or_come_in_the_way_of_another_are_refused() {
 
 #[test]
 fn beyond_the_rate_limit_requests_are_told_when_to_come_back_and_members_are_not_turned_away() {
-    with_router(
+    with_node(
         |config| config.rate_limit = Some("5".into()),
-        |client| async move {
-            let node = ScriptedNode::start("n", 1);
-            client.join(&node).await;
+        |client, node| async move {
             let mut refused = None;
             for _ in 0..200 {
                 refused = refused.or(client.get("k").await.err());

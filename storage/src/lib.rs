@@ -13,4 +13,4 @@ pub mod tier;
 
 pub use entry::{Entry, Timestamp, Version};
 pub use error::{Cause, Error, Operation};
-pub use tier::{Condition, Found, Tier};
+pub use tier::{Condition, Found, Put, Tier};

@@ -13,10 +13,9 @@
 
 use std::{fmt, sync::Arc};
 
-use bytes::Bytes;
 use milena_proto::key::Key;
 
-use crate::{Cause, Condition, Entry, Error, Found, Operation, Timestamp, Version};
+use crate::{Cause, Condition, Entry, Error, Found, Operation, Put, Timestamp, Version};
 
 pub mod asker;
 mod authorities;
@@ -45,20 +44,13 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// When the store could not be asked, refused, or sent something damaged.
     fn get(&self, key: &Key, known: Option<&Version>, now: Timestamp, asker: &mut Asker) -> Result<Found, Error>;
 
-    /// Writes `value` under `key` if `condition` holds, and returns its version. A value whose life has ended counts as
+    /// Writes a value under `key` if its condition holds, and returns its version. A value whose life has ended counts as
     /// absent for [`Condition::IfAbsent`], and may still be replaced by who knows its version.
     ///
     /// # Errors
     /// As [`Store::get`]; besides, the condition does not hold, or the outcome is unknown. A store without conditional
     /// writes answers every condition with [`Cause::Misconfigured`]; it never overwrites in silence.
-    fn put(
-        &self,
-        key: &Key,
-        value: &Bytes,
-        expires: Option<Timestamp>,
-        condition: &Condition,
-        asker: &mut Asker,
-    ) -> Result<Version, Error>;
+    fn put(&self, key: &Key, put: &Put, asker: &mut Asker) -> Result<Version, Error>;
 
     /// Removes `key` if `condition` holds. Removing what is not there is no error.
     ///
@@ -75,20 +67,14 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// When `name` is not [a document's name](is_document_name).
     fn get_document(&self, name: &str, asker: &mut Asker) -> Result<Option<Entry>, Error>;
 
-    /// Writes a document if `condition` holds, and returns its version: compare-and-set.
+    /// Writes a document if its condition holds, and returns its version: compare-and-set.
     ///
     /// # Errors
     /// As [`Store::put`].
     ///
     /// # Panics
     /// When `name` is not [a document's name](is_document_name).
-    fn put_document(
-        &self,
-        name: &str,
-        value: &Bytes,
-        condition: &Condition,
-        asker: &mut Asker,
-    ) -> Result<Version, Error>;
+    fn put_document(&self, name: &str, put: &Put, asker: &mut Asker) -> Result<Version, Error>;
 
     /// Asks the store whether it can be written to and which conditions it honours: at start, and by itself before the
     /// first condition. Costs up to seven requests; once it is known, none.

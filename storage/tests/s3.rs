@@ -12,7 +12,7 @@ use bytes::Bytes;
 use fault_proxy::{Fault, FaultProxy};
 use milena_proto::key::{Key, KeyRef};
 use milena_storage::{
-    Cause, Condition, Entry, Found, Timestamp, Version,
+    Cause, Condition, Entry, Found, Put, Timestamp, Version,
     object::{
         Abilities, Asker, Request, Store, StoreConfig, StoreSettings,
         config::S3Config,
@@ -110,7 +110,7 @@ fn get(s3: &S3, name: &str) -> Result<Found, Cause> {
 }
 
 fn put(s3: &S3, name: &str, value: &'static str, condition: &Condition) -> Result<Version, Cause> {
-    s3.put(&key(name), &Bytes::from(value), None, condition, &mut Asker::new(1)).map_err(|error| error.cause)
+    s3.put(&key(name), &Put::new(value, condition.clone()), &mut Asker::new(1)).map_err(|error| error.cause)
 }
 
 fn value(found: Result<Found, Cause>) -> Bytes {
@@ -168,7 +168,7 @@ fn the_md5_layout_finds_the_data_that_exists_and_keeps_colliding_keys_apart() {
 
     // One name for both, since it is made of the key followed by the bucket.
     let [one, other] = [(&b"bc"[..], &b"a"[..]), (b"c", b"ab")].map(|(b, k)| KeyRef::parse(b, k).unwrap().to_key());
-    s3.put(&one, &Bytes::from("secret"), None, &Condition::Always, asker).unwrap();
+    s3.put(&one, &Put::new("secret", Condition::Always), asker).unwrap();
     assert_eq!(s3.get(&other, None, NOW, asker), Ok(Found::Absent));
     assert_eq!(value(s3.get(&one, None, NOW, asker).map_err(|error| error.cause)), "secret");
 }
@@ -197,7 +197,7 @@ fn a_bucket_addressed_by_host_is_the_same_bucket() {
 fn requests_share_connections_and_are_counted_one_by_one() {
     let bench = bench("counted");
     let asker = &mut Asker::new(1);
-    bench.s3.put(&key("k"), &Bytes::from("1"), None, &Condition::Always, asker).unwrap();
+    bench.s3.put(&key("k"), &Put::new("1", Condition::Always), asker).unwrap();
     bench.proxy.fail("GET", 1, Fault::Status(500, "InternalError"));
     for _ in 0..10 {
         bench.s3.get(&key("k"), None, NOW, asker).unwrap();

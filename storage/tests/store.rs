@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::Path, sync::Barrier, thread};
 use bytes::Bytes;
 use milena_proto::key::{Key, KeyRef};
 use milena_storage::{
-    Cause, Condition, Entry, Error, Found, Timestamp, Version,
+    Cause, Condition, Entry, Error, Found, Put, Timestamp, Version,
     object::{Abilities, Asker, Store, StoreConfig, StoreSettings, directory::Directory, s3::S3},
 };
 
@@ -86,8 +86,8 @@ fn put_if(
     expires: Option<Timestamp>,
     condition: &Condition,
 ) -> Result<Version, Cause> {
-    let value = Bytes::copy_from_slice(value.as_bytes());
-    store.put(&key(name.as_bytes()), &value, expires, condition, &mut asker()).map_err(|error| error.cause)
+    let put = Put { expires, ..Put::new(value.to_owned(), condition.clone()) };
+    store.put(&key(name.as_bytes()), &put, &mut asker()).map_err(|error| error.cause)
 }
 
 fn delete_if(store: &dyn Store, name: &str, condition: &Condition) -> Result<(), Cause> {
@@ -109,7 +109,13 @@ fn what_is_written_is_read_with_its_version(store: &dyn Store) {
     for size in [0, 1, 100, 16 << 10, (5 << 20) + 1] {
         let value: Bytes = (0..size).map(|index| ((index * 31) >> 3) as u8).collect();
         let name = format!("of {size} bytes");
-        let version = store.put(&key(name.as_bytes()), &value, Some(FAR), &Condition::Always, &mut asker()).unwrap();
+        let version = store
+            .put(
+                &key(name.as_bytes()),
+                &Put { expires: Some(FAR), ..Put::new(value.clone(), Condition::Always) },
+                &mut asker(),
+            )
+            .unwrap();
         assert_eq!(get(store, &name), Found::Entry(Entry { value, version, expires: Some(FAR) }), "{size}");
     }
     put(store, "k", "old");
@@ -253,7 +259,7 @@ fn odd_keys_are_kept_apart(store: &dyn Store) {
     let mut versions = HashMap::new();
     for (index, name) in names.iter().enumerate() {
         let value = Bytes::from(index.to_string());
-        let version = store.put(&key(name), &value, None, &Condition::Always, &mut asker());
+        let version = store.put(&key(name), &Put::new(value.clone(), Condition::Always), &mut asker());
         versions.insert(name, version.unwrap_or_else(|error| panic!("{}: {error}", name.escape_ascii())));
     }
     for (index, name) in names.iter().enumerate() {
@@ -270,7 +276,7 @@ fn odd_keys_are_kept_apart(store: &dyn Store) {
 fn equal_keys_in_other_buckets_are_kept_apart(store: &dyn Store) {
     let one = KeyRef::parse(b"a", b"bc").unwrap().to_key();
     let other = KeyRef::parse(b"ab", b"c").unwrap().to_key();
-    store.put(&one, &Bytes::from("1"), None, &Condition::Always, &mut asker()).unwrap();
+    store.put(&one, &Put::new("1", Condition::Always), &mut asker()).unwrap();
     assert_eq!(store.get(&other, None, NOW, &mut asker()), Ok(Found::Absent));
 }
 
@@ -319,7 +325,7 @@ fn a_document_is_compared_and_set(store: &dyn Store) {
     let name = "topology.json";
     let read = || store.get_document(name, &mut asker()).unwrap();
     let write = |text: &'static str, condition: &Condition| -> Result<Version, Error> {
-        store.put_document(name, &Bytes::from(text), condition, &mut asker())
+        store.put_document(name, &Put::new(text, condition.clone()), &mut asker())
     };
     assert_eq!(read(), None);
     let first = write("{}", &Condition::IfAbsent).unwrap();

@@ -15,6 +15,7 @@ use milena_proto::cache_server::Ack;
 use milena_storage::{Cause, Condition, Timestamp, memory::BUDGET_BYTES_MIN};
 
 use super::{
+    removal,
     script::{Random, Script, Started, key, version_of},
     settings,
 };
@@ -220,7 +221,7 @@ impl Simulation {
             _ => {
                 // There is no delete of what is not there.
                 let only = if matches!(only, Only::If(0)) { Only::Always } else { only };
-                let delete = self.shard.delete(key(NAMES[name]), condition(only), Ack::Default, now);
+                let delete = self.shard.delete(key(NAMES[name]), removal(condition(only)), now);
                 (Operation::Delete, only, Started::new(async move { written(delete.await) }))
             }
         };

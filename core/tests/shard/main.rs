@@ -10,7 +10,7 @@ use bytes::Bytes;
 use milena_core::{
     inflight::{INFLIGHT_WRITES_PER_KEY_MAX, KEYS_IN_FLIGHT_MAX, READERS_PER_KEY_MAX},
     ownership::View,
-    shard::{Answer, Hit, Limit, Refusal, Shard, ShardSettings, Source, Write},
+    shard::{Answer, Hit, Limit, Refusal, Removal, Shard, ShardSettings, Source, Write},
 };
 use milena_proto::{
     cache_server::Ack,
@@ -38,6 +38,10 @@ fn write(value: &str) -> Write {
         condition: Condition::Always,
         ack: Ack::Default,
     }
+}
+
+fn removal(condition: Condition) -> Removal {
+    Removal { condition, ack: Ack::Default }
 }
 
 /// A shard, its store and its clock.
@@ -78,7 +82,7 @@ impl World {
     }
 
     fn start_delete(&self, name: &str, condition: Condition) -> Started<Result<(), Refusal>> {
-        Started::new(self.shard.delete(key(name), condition, Ack::Default, self.now()))
+        Started::new(self.shard.delete(key(name), removal(condition), self.now()))
     }
 
     fn get(&self, name: &str) -> Option<Bytes> {
@@ -737,7 +741,9 @@ fn levels_of_acknowledgement_that_are_not_to_be_had_are_refused_and_nothing_is_w
         let put = world.start_put(name, Write { ack, ..write("1") }).finish();
         assert_eq!(put.is_ok(), is_given, "{name}");
         assert_eq!(world.get(name).is_some(), is_given, "{name}");
-        let delete = Started::new(world.shard.delete(key(name), Condition::Always, ack, world.now())).finish();
+        let delete =
+            Started::new(world.shard.delete(key(name), Removal { ack, ..removal(Condition::Always) }, world.now()))
+                .finish();
         assert_eq!(delete.is_ok(), is_given, "{name}");
         if !is_given {
             assert_eq!(put, Err(Refusal::AckNotGiven { ack, has_store: Rc::ptr_eq(&world.shard, &through.shard) }));

@@ -7,10 +7,11 @@ use milena_core::{
     shard::{Answer, Limit, Refusal, Shard, Source},
     shards::{Shards, mesh},
 };
-use milena_proto::{cache_server::Ack, placement};
+use milena_proto::placement;
 use milena_storage::{Condition, Timestamp};
 
 use super::{
+    removal,
     script::{Script, Started, key, version_of},
     settings, some, value, write,
 };
@@ -74,7 +75,7 @@ fn a_key_of_another_core_is_read_written_and_deleted_there() {
         let hit = node.get(core, &name).unwrap().unwrap();
         assert_eq!((hit.entry.value, hit.source), (some("1").unwrap(), Source::Memory));
     }
-    let delete = Started::new(node.cores[1].shards.delete(key(&name), Condition::Always, Ack::Default, NOW));
+    let delete = Started::new(node.cores[1].shards.delete(key(&name), removal(Condition::Always), NOW));
     node.turn();
     delete.finish().unwrap();
     assert_eq!(node.get(0, &name), Ok(None));

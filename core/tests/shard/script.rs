@@ -17,7 +17,7 @@ use std::{
 use bytes::Bytes;
 use futures::channel::oneshot;
 use milena_proto::key::{Key, KeyRef};
-use milena_storage::{Cause, Condition, Entry, Error, Found, Operation, Tier, Timestamp, Version};
+use milena_storage::{Cause, Condition, Entry, Error, Found, Operation, Put, Tier, Timestamp, Version};
 
 /// The store. Answers at once unless told to hold.
 #[derive(Clone, Default)]
@@ -46,7 +46,7 @@ struct Call {
 #[derive(Clone)]
 enum Asked {
     Get { known: Option<Version>, now: Timestamp },
-    Put { value: Bytes, expires: Option<Timestamp>, condition: Condition },
+    Put(Put),
     Delete { condition: Condition },
 }
 
@@ -81,7 +81,7 @@ impl Scene {
                 Some(entry) => Found::Entry(entry),
                 None => Found::Absent,
             })),
-            Asked::Put { value, expires, condition } => {
+            Asked::Put(Put { value, expires, condition }) => {
                 if let Some(error) = broken(condition, current.as_ref(), Operation::Put) {
                     return Told::Written(Err(error));
                 }
@@ -103,7 +103,7 @@ impl Scene {
         self.holds_all
             || match asked {
                 Asked::Get { .. } => self.held_gets.contains(key),
-                Asked::Put { .. } | Asked::Delete { .. } => self.held_writes.contains(key),
+                Asked::Put(_) | Asked::Delete { .. } => self.held_writes.contains(key),
             }
     }
 }
@@ -122,7 +122,7 @@ impl Script {
         let mut scene = self.0.borrow_mut();
         match asked {
             Asked::Get { .. } => scene.get_count += 1,
-            Asked::Put { .. } | Asked::Delete { .. } => scene.write_count += 1,
+            Asked::Put(_) | Asked::Delete { .. } => scene.write_count += 1,
         }
         let (answer, told) = oneshot::channel();
         if scene.is_held(key, &asked) {
@@ -272,14 +272,8 @@ impl Tier for Script {
         }
     }
 
-    fn put(
-        &self,
-        key: &Key,
-        value: Bytes,
-        expires: Option<Timestamp>,
-        condition: Condition,
-    ) -> impl Future<Output = Result<Version, Error>> + 'static {
-        let call = self.call(key, Asked::Put { value, expires, condition });
+    fn put(&self, key: &Key, put: Put) -> impl Future<Output = Result<Version, Error>> + 'static {
+        let call = self.call(key, Asked::Put(put));
         async move {
             match call.await {
                 Told::Written(written) => written,

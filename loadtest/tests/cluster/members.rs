@@ -248,6 +248,14 @@ fn at_a_cores_own_port_a_key_of_another_node_is_refused_and_nothing_is_done() {
     assert_not_owner(&port.delete(key).unwrap_err(), &topology);
     assert_eq!(client.get(key).unwrap().as_deref(), Some(&b"its owner's"[..]), "nothing was done");
 
+    let questions = || cluster.router.metric("milena_router_requests_total", "op=\"topology\"");
+    let before = questions();
+    for refused in port.get_many(key, 100) {
+        assert_not_owner(&refused.unwrap_err(), &topology);
+    }
+    let asked = questions() - before;
+    assert!((1..50).contains(&asked), "one question serves all who wait: {asked} for 100");
+
     port.put(&own[0], "v").unwrap();
     assert_eq!(port.get(&own[0]).unwrap().as_deref(), Some(&b"v"[..]), "its own keys are answered there");
     let common = Client::node(cluster.nodes[0].address);

@@ -30,7 +30,7 @@ use bytes::{BufMut as _, Bytes};
 use milena_proto::{key::Key, limits};
 
 use super::{Abilities, Asker, Store, is_document_name, name};
-use crate::{Cause, Condition, Entry, Error, Found, Operation, Timestamp, Version};
+use crate::{Cause, Condition, Entry, Error, Found, Operation, Put, Timestamp, Version};
 
 const MAGIC: [u8; 8] = *b"milena1\n";
 const HEADER_BYTES: usize = 40;
@@ -147,19 +147,12 @@ impl Directory {
         Ok(Found::Entry(Entry { value: value.into(), version, expires: header.expires() }))
     }
 
-    fn write(
-        &self,
-        path: &Path,
-        lock: u64,
-        value: &Bytes,
-        expires: Option<Timestamp>,
-        condition: &Condition,
-        asker: &mut Asker,
-    ) -> Result<Version, Error> {
+    fn write(&self, path: &Path, lock: u64, put: &Put, asker: &mut Asker) -> Result<Version, Error> {
         let failed = |error: io::Error| Operation::Put.failed(cause(path, &error));
+        let Put { value, expires, condition } = put;
         assert!(value.len() <= limits::VALUE_BYTES_MAX, "checked where it came in");
 
-        let header = Header::new(value, expires, asker.unique());
+        let header = Header::new(value, *expires, asker.unique());
         let mut new = NewFile { path: self.root.join(WRITING).join(asker.unique_hex()), is_in_place: false };
         new.fill(&header, value).map_err(failed)?;
 
@@ -205,15 +198,8 @@ impl Store for Directory {
         Self::read(&self.entry_path(key), known, now)
     }
 
-    fn put(
-        &self,
-        key: &Key,
-        value: &Bytes,
-        expires: Option<Timestamp>,
-        condition: &Condition,
-        asker: &mut Asker,
-    ) -> Result<Version, Error> {
-        self.write(&self.entry_path(key), key.hash(), value, expires, condition, asker)
+    fn put(&self, key: &Key, put: &Put, asker: &mut Asker) -> Result<Version, Error> {
+        self.write(&self.entry_path(key), key.hash(), put, asker)
     }
 
     fn delete(&self, key: &Key, condition: &Condition, _: &mut Asker) -> Result<(), Error> {
@@ -221,20 +207,11 @@ impl Store for Directory {
     }
 
     fn get_document(&self, name: &str, _: &mut Asker) -> Result<Option<Entry>, Error> {
-        match Self::read(&self.document_path(name), None, Asker::now())? {
-            Found::Entry(entry) => Ok(Some(entry)),
-            Found::Unchanged | Found::Absent => Ok(None),
-        }
+        Ok(Self::read(&self.document_path(name), None, Asker::now())?.into_entry())
     }
 
-    fn put_document(
-        &self,
-        name: &str,
-        value: &Bytes,
-        condition: &Condition,
-        asker: &mut Asker,
-    ) -> Result<Version, Error> {
-        self.write(&self.document_path(name), 0, value, None, condition, asker)
+    fn put_document(&self, name: &str, put: &Put, asker: &mut Asker) -> Result<Version, Error> {
+        self.write(&self.document_path(name), 0, put, asker)
     }
 
     fn probe(&self, _: &mut Asker) -> Result<Abilities, Error> {
@@ -435,7 +412,7 @@ mod tests {
     }
 
     fn put(store: &Directory, name: &str, value: &'static str) -> Version {
-        store.put(&key(name), &Bytes::from(value), None, &Condition::Always, &mut Asker::new(1)).unwrap()
+        store.put(&key(name), &Put::new(value, Condition::Always), &mut Asker::new(1)).unwrap()
     }
 
     fn files_in(folder: &Path) -> usize {
@@ -499,7 +476,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Directory::open(dir.path()).unwrap();
         put(&store, "k", "1");
-        let refused = store.put(&key("k"), &Bytes::new(), None, &Condition::IfAbsent, &mut Asker::new(1));
+        let refused = store.put(&key("k"), &Put::new("", Condition::IfAbsent), &mut Asker::new(1));
         assert_eq!(refused.unwrap_err().cause, Cause::AlreadyExists);
         assert_eq!((files_in(&dir.path().join(WRITING)), files_in(&dir.path().join("b"))), (0, 1));
     }
@@ -510,7 +487,7 @@ mod tests {
         let store = Directory::open(dir.path()).unwrap();
         let longest = KeyRef::parse(&[b'b'; 63], &[0xff; 1024]).unwrap().to_key();
         let asker = &mut Asker::new(1);
-        store.put(&longest, &Bytes::from("v"), None, &Condition::Always, asker).unwrap();
+        store.put(&longest, &Put::new("v", Condition::Always), asker).unwrap();
         assert!(matches!(store.get(&longest, None, Timestamp(0), asker), Ok(Found::Entry(_))));
         let neighbour = KeyRef::parse(&[b'b'; 63], &[0xff; 1023]).unwrap().to_key();
         assert_eq!(store.get(&neighbour, None, Timestamp(0), asker), Ok(Found::Absent));

@@ -21,7 +21,6 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::Bytes;
 use futures::channel::oneshot;
 use milena_net::{mesh, metrics::Latency};
 use milena_proto::key::Key;
@@ -31,7 +30,7 @@ use super::{
     Abilities, Asked, Pools, Request,
     pool::{Answer, Job, Outcome, Work},
 };
-use crate::{Cause, Condition, Error, Found, Operation, Tier, Timestamp, Version};
+use crate::{Cause, Condition, Error, Found, Operation, Put, Tier, Timestamp, Version};
 
 /// Requests of one core that may wait for the store at once; more are [`Cause::Busy`].
 pub const TICKETS_MAX: usize = 4096;
@@ -151,14 +150,8 @@ impl Tier for Object {
         }
     }
 
-    fn put(
-        &self,
-        key: &Key,
-        value: Bytes,
-        expires: Option<Timestamp>,
-        condition: Condition,
-    ) -> impl Future<Output = Result<Version, Error>> + 'static {
-        let pending = self.start(Operation::Put, Work::Put { key: key.clone(), value, expires, condition });
+    fn put(&self, key: &Key, put: Put) -> impl Future<Output = Result<Version, Error>> + 'static {
+        let pending = self.start(Operation::Put, Work::Put { key: key.clone(), put });
         async move {
             match pending?.outcome.await {
                 Ok(Outcome::Written(answer)) => answer,
@@ -270,6 +263,7 @@ mod tests {
         time::Duration,
     };
 
+    use bytes::Bytes;
     use futures::future::LocalBoxFuture;
     use milena_proto::key::KeyRef;
 
@@ -331,14 +325,7 @@ mod tests {
             Ok(Found::Absent)
         }
 
-        fn put(
-            &self,
-            key: &Key,
-            _: &Bytes,
-            _: Option<Timestamp>,
-            _: &Condition,
-            asker: &mut Asker,
-        ) -> Result<Version, Error> {
+        fn put(&self, key: &Key, _: &Put, asker: &mut Asker) -> Result<Version, Error> {
             self.begin("put", key);
             asker.note(Asked { request: Request::Put, status: Some(200), took: Duration::from_millis(2) });
             Ok(version())
@@ -353,7 +340,7 @@ mod tests {
             unreachable!("a core has no documents")
         }
 
-        fn put_document(&self, _: &str, _: &Bytes, _: &Condition, _: &mut Asker) -> Result<Version, Error> {
+        fn put_document(&self, _: &str, _: &Put, _: &mut Asker) -> Result<Version, Error> {
             unreachable!("a core has no documents")
         }
 
@@ -405,7 +392,7 @@ mod tests {
         }
 
         fn put(&self, name: &str) -> LocalBoxFuture<'static, Result<Version, Error>> {
-            Box::pin(self.object.put(&key(name), Bytes::new(), None, Condition::Always))
+            Box::pin(self.object.put(&key(name), Put::new("", Condition::Always)))
         }
     }
 

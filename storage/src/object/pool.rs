@@ -17,13 +17,12 @@ use std::{
     thread,
 };
 
-use bytes::Bytes;
 use crossbeam::channel;
 use milena_net::mesh;
 use milena_proto::key::Key;
 
 use super::{Abilities, Asked, Asker, Store};
-use crate::{Condition, Error, Found, Timestamp, Version};
+use crate::{Condition, Error, Found, Put, Timestamp, Version};
 
 /// Stack of a helper thread: enough for TLS.
 const STACK_BYTES: usize = 512 << 10;
@@ -65,7 +64,7 @@ pub(super) struct Job {
 
 pub(super) enum Work {
     Get { key: Key, known: Option<Version>, now: Timestamp },
-    Put { key: Key, value: Bytes, expires: Option<Timestamp>, condition: Condition },
+    Put { key: Key, put: Put },
     Delete { key: Key, condition: Condition },
     Probe,
 }
@@ -140,9 +139,7 @@ fn work(store: &dyn Store, jobs: &channel::Receiver<Job>, asker: &mut Asker) {
         let outcome = match work {
             Work::Get { .. } if wanted.strong_count() == 0 => Outcome::NotBegun,
             Work::Get { key, known, now } => Outcome::Found(store.get(&key, known.as_ref(), now, asker)),
-            Work::Put { key, value, expires, condition } => {
-                Outcome::Written(store.put(&key, &value, expires, &condition, asker))
-            }
+            Work::Put { key, put } => Outcome::Written(store.put(&key, &put, asker)),
             Work::Delete { key, condition } => Outcome::Removed(store.delete(&key, &condition, asker)),
             Work::Probe => Outcome::Probed(store.probe(asker)),
         };

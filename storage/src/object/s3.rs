@@ -54,7 +54,7 @@ use super::{
     name::{HASH_MARK, KeyLayout},
     retry::{Attempts, Fault, Next},
 };
-use crate::{Cause, Condition, Entry, Error, Found, Operation, Timestamp, Version};
+use crate::{Cause, Condition, Entry, Error, Found, Operation, Put, Timestamp, Version};
 
 const META_REQUEST: &str = "x-amz-meta-milena-request";
 const META_CRC32C: &str = "x-amz-meta-milena-crc32c";
@@ -318,15 +318,8 @@ impl S3 {
         Ok(Some(Entry { value: Bytes::from(value), version, expires }))
     }
 
-    fn put_object(
-        &self,
-        name: &str,
-        owner: Option<&str>,
-        value: &[u8],
-        expires: Option<Timestamp>,
-        condition: &Condition,
-        asker: &mut Asker,
-    ) -> Result<Version, Error> {
+    fn put_object(&self, name: &str, owner: Option<&str>, put: &Put, asker: &mut Asker) -> Result<Version, Error> {
+        let Put { value, expires, condition } = put;
         let failed = |cause| Operation::Put.failed(cause);
         let mut precondition = match condition {
             Condition::Always => Precondition::None,
@@ -671,16 +664,9 @@ impl Store for S3 {
         self.get_object(&name, self.owner_of(key, &name).as_deref(), known, now, asker)
     }
 
-    fn put(
-        &self,
-        key: &Key,
-        value: &Bytes,
-        expires: Option<Timestamp>,
-        condition: &Condition,
-        asker: &mut Asker,
-    ) -> Result<Version, Error> {
+    fn put(&self, key: &Key, put: &Put, asker: &mut Asker) -> Result<Version, Error> {
         let name = self.name_of(key);
-        self.put_object(&name, self.owner_of(key, &name).as_deref(), value, expires, condition, asker)
+        self.put_object(&name, self.owner_of(key, &name).as_deref(), put, asker)
     }
 
     fn delete(&self, key: &Key, condition: &Condition, asker: &mut Asker) -> Result<(), Error> {
@@ -688,20 +674,11 @@ impl Store for S3 {
     }
 
     fn get_document(&self, name: &str, asker: &mut Asker) -> Result<Option<Entry>, Error> {
-        match self.get_object(&self.document_name(name), None, None, Asker::now(), asker)? {
-            Found::Entry(entry) => Ok(Some(entry)),
-            Found::Unchanged | Found::Absent => Ok(None),
-        }
+        Ok(self.get_object(&self.document_name(name), None, None, Asker::now(), asker)?.into_entry())
     }
 
-    fn put_document(
-        &self,
-        name: &str,
-        value: &Bytes,
-        condition: &Condition,
-        asker: &mut Asker,
-    ) -> Result<Version, Error> {
-        self.put_object(&self.document_name(name), None, value, None, condition, asker)
+    fn put_document(&self, name: &str, put: &Put, asker: &mut Asker) -> Result<Version, Error> {
+        self.put_object(&self.document_name(name), None, put, asker)
     }
 
     fn probe(&self, asker: &mut Asker) -> Result<Abilities, Error> {
