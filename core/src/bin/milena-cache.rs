@@ -6,9 +6,6 @@ use clap::Parser as _;
 use milena_core::{config::Config, node};
 use milena_net::{settings::EXIT_REFUSED, shutdown::Shutdown};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let machine_cores = thread::available_parallelism().map_or(1, usize::from);
     let settings = match Config::parse().settings(machine_cores) {

@@ -5,9 +5,6 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use milena_core::tool::Tool;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     match Tool::parse().run() {
         Ok(()) => ExitCode::SUCCESS,

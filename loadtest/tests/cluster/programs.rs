@@ -200,6 +200,12 @@ impl Server {
         wait_until("it answers /health", PATIENCE, lives);
     }
 
+    /// Waits until it says that it is ready: a node has joined then.
+    pub(crate) fn wait_for_ready(&self) {
+        let is_ready = || fetch(self.page, "/ready").ok().filter(|(status, _)| *status == 200);
+        wait_until("it answers /ready", PATIENCE, is_ready);
+    }
+
     /// The process.
     pub(crate) fn program(&mut self) -> &mut Program {
         self.program.as_mut().expect("it was started")

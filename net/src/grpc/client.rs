@@ -256,11 +256,10 @@ impl Future for CallInParts {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let asked = self.0.as_ref().expect("polled until it is ready");
         let mut slot = asked.slot.borrow_mut();
-        if let Poll::Ready(outcome) = slot.poll_end(cx) {
-            return Poll::Ready(outcome.map(Answer::Whole));
-        }
-        let Some(message_bytes) = slot.parts.as_ref().and_then(|parts| parts.message_bytes) else {
-            return Poll::Pending;
+        let begun = slot.parts.as_ref().and_then(|parts| parts.message_bytes);
+        let has_failed = matches!(slot.stage, Stage::Ended(Err(_))); // Before anybody has seen a part of it.
+        let Some(message_bytes) = begun.filter(|_| !has_failed) else {
+            return slot.poll_end(cx).map_ok(Answer::Whole);
         };
         drop(slot);
         let asked = self.0.take().expect("seen above");

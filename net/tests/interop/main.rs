@@ -8,6 +8,7 @@ use std::{
     future::poll_fn,
     io::{IoSlice, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
+    pin::pin,
     rc::Rc,
     sync::atomic::Ordering,
     time::{Duration, Instant},
@@ -17,7 +18,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use milena_net::{
     grpc::{
-        client::{Answer, CallError, Channel, Done},
+        client::{Answer, CallError, Channel, Done, WHOLE_BYTES_MAX},
         frame::prefix,
         status::Code,
     },
@@ -338,6 +339,30 @@ fn a_large_answer_is_taken_in_parts_and_holds_up_nobody_while_it_is_not() {
             }
             assert_eq!((message.len(), body.left_bytes()), (body.message_bytes(), 0));
             assert!(GetResponse::decode(&message[..]).unwrap().value == large);
+        }
+    });
+}
+
+#[test]
+fn an_answer_of_any_size_is_the_same_in_parts() {
+    let server = OurServer::start();
+    with_channel(server.url(), |channel| async move {
+        for size in SIZES.into_iter().chain((WHOLE_BYTES_MAX - 40)..(WHOLE_BYTES_MAX + 2)) {
+            put(&channel, "k", value(size)).await.unwrap();
+            let message = GetRequest { key: "k".into(), bucket: "b".into(), ..Default::default() }.encode_to_vec();
+            let mut answer = pin!(channel.call_in_parts(CACHE_GET.path, message.into(), no_hurry()));
+            // Nobody looks before all of it has come.
+            get(&channel, "b", "k").await.unwrap();
+            let mut whole = Vec::new();
+            match answer.as_mut().await.unwrap() {
+                Answer::Whole(response) => whole.extend_from_slice(&response.message),
+                Answer::Parts(mut body) => {
+                    while let Some(part) = poll_fn(|cx| body.poll_next(cx)).await {
+                        whole.extend_from_slice(&part.unwrap());
+                    }
+                }
+            }
+            assert!(GetResponse::decode(&whole[..]).unwrap().value == value(size), "{size} bytes");
         }
     });
 }

@@ -6,9 +6,6 @@ use clap::Parser as _;
 use milena_net::{cores, settings::EXIT_REFUSED};
 use milena_router::{config::Config, server};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let config = match Config::try_parse() {
         Ok(config) => config,
