@@ -4,6 +4,7 @@ import itertools
 import os
 
 import grpc
+import wire
 from conftest import status_of
 from processes import wait_until
 
@@ -41,8 +42,12 @@ def test_a_deadline_that_is_long_enough_does_no_harm(door, key):
     assert door.get(key, timeout=3600).value == b"v"
 
 
-def test_a_deadline_that_cannot_be_held_is_exceeded(door, key):
-    assert status_of(door.get, key, timeout=0).code() == grpc.StatusCode.DEADLINE_EXCEEDED
+def test_a_deadline_that_has_passed_is_exceeded(door, key):
+    # gRPC for Python says a millisecond where it means none, and a node may answer within that: so this is said by hand.
+    door.put(key, b"v")
+    with wire.Wire(door.address) as connection:
+        fields, _ = connection.call(1, door.path("Get"), door.get_bytes(key), grpc__timeout="0n")
+        assert fields["grpc-status"] == "4"
 
 
 def test_calls_that_are_cancelled_harm_nobody(door, key):

@@ -48,12 +48,6 @@ pub fn parse(value: &HeaderValue) -> Option<Duration> {
     Some(Duration::new(seconds, (nanoseconds % 1_000_000_000) as u32))
 }
 
-/// gRPC's own clients say one nanosecond when no time is left (grpc/grpc, `Timeout::FromDuration`).
-#[must_use]
-pub fn or_none_at_all(timeout: Duration) -> Duration {
-    if timeout.as_nanos() <= 1 { Duration::ZERO } else { timeout }
-}
-
 /// What is left of a caller's time, for the call that is made on its behalf: digits and a letter.
 ///
 /// Rounded up to two digits that matter, as gRPC's own clients do, so that call after call says the same and the peer

@@ -388,7 +388,7 @@ impl<S: Service> Conversation<S> {
             path => Kind::Call(self.service.method(path).ok_or(Refusal::NoSuchMethod)?),
         };
         let is_encoded = head.fields.get("grpc-encoding").is_some_and(|encoding| encoding != "identity");
-        let timeout = head.fields.get(GRPC_TIMEOUT).and_then(timeout::parse).map(timeout::or_none_at_all);
+        let timeout = head.fields.get(GRPC_TIMEOUT).and_then(timeout::parse);
         Ok(Meaning { path, kind, is_encoded, timeout })
     }
 
