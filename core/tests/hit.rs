@@ -84,9 +84,9 @@ impl Pair {
         let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let node = Conversation::new(service, Health::new(&[]), reflection, &LINK, 6 << 20, peer, now);
         let mut pair = Self { client: Connection::new(Role::Client, &LINK), node, now };
-        pair.to_node();
-        pair.to_client();
-        pair.to_node();
+        pair.turn_node();
+        pair.turn_client();
+        pair.turn_node();
         pair
     }
 
@@ -97,14 +97,14 @@ impl Pair {
     }
 
     /// Lets the node answer everything that was asked.
-    fn to_node(&mut self) {
+    fn turn_node(&mut self) {
         let bytes = take(&mut self.client);
         self.node.receive(&bytes, self.now);
         self.node.poll_calls(&mut Context::from_waker(Waker::noop()));
     }
 
     /// What came back: how many answers, and bytes of messages.
-    fn to_client(&mut self) -> (usize, usize) {
+    fn turn_client(&mut self) -> (usize, usize) {
         let bytes = take(self.node.connection());
         self.client.receive(&bytes);
         let (mut answer_count, mut message_bytes) = (0, 0);
@@ -136,8 +136,7 @@ fn take<T>(connection: &mut Connection<T>) -> Vec<u8> {
 }
 
 fn get(key: &'static str) -> Vec<u8> {
-    GetRequest { key: Bytes::from_static(key.as_bytes()), bucket: "default".into(), ..Default::default() }
-        .encode_to_vec()
+    GetRequest { key: Bytes::from_static(key.as_bytes()), bucket: "default".into() }.encode_to_vec()
 }
 
 fn put(key: &'static str, value_bytes: usize) -> Vec<u8> {
@@ -152,7 +151,7 @@ fn cost(pair: &mut Pair, key: &'static str, count: usize) -> (usize, usize) {
     let before = (ALLOCATIONS.get(), ALLOCATED_BYTES.get());
     pair.node.receive(&bytes, pair.now);
     let cost = (ALLOCATIONS.get() - before.0, ALLOCATED_BYTES.get() - before.1);
-    let (answer_count, message_bytes) = pair.to_client();
+    let (answer_count, message_bytes) = pair.turn_client();
     assert_eq!(answer_count, count);
     assert!(message_bytes > count * 100, "all of them hit");
     cost
@@ -162,8 +161,8 @@ fn cost(pair: &mut Pair, key: &'static str, count: usize) -> (usize, usize) {
 fn a_small_hit_allocates_nothing_for_itself() {
     let mut pair = Pair::new();
     pair.ask(CACHE_PUT.path, put("k", 100));
-    pair.to_node();
-    pair.to_client();
+    pair.turn_node();
+    pair.turn_client();
     cost(&mut pair, "k", 32); // Buffers grow, the head becomes known.
     let (allocations, bytes) = cost(&mut pair, "k", 32);
     println!("32 Gets of 100 bytes: {allocations} allocations, {bytes} bytes");
@@ -176,11 +175,11 @@ fn a_large_hit_copies_no_value() {
     let mut pair = Pair::new();
     pair.ask(CACHE_PUT.path, put("k", value_bytes));
     while pair.client.has_backlog(pair.client.keys()[0]) {
-        pair.to_node();
-        pair.to_client();
+        pair.turn_node();
+        pair.turn_client();
     }
-    pair.to_node();
-    pair.to_client();
+    pair.turn_node();
+    pair.turn_client();
     cost(&mut pair, "k", 4);
     let (_, bytes) = cost(&mut pair, "k", 4);
     println!("4 Gets of {value_bytes} bytes: {bytes} bytes allocated");

@@ -117,10 +117,12 @@ impl Head {
     }
 }
 
+type Known = (Box<[u8]>, Rc<Head>);
+
 /// What one peer's blocks were found to mean, as long as it holds.
 #[derive(Debug, Default)]
 pub(super) struct KnownHeads {
-    known: [Option<(Box<[u8]>, Rc<Head>)>; BLOCKS_MAX],
+    known: [Option<Known>; BLOCKS_MAX],
     next: usize,
 }
 

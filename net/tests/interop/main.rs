@@ -319,8 +319,7 @@ fn a_large_answer_is_taken_in_parts_and_holds_up_nobody_while_it_is_not() {
         put(&channel, "large", large.clone()).await.unwrap();
         put(&channel, "small", value(100)).await.unwrap();
         let begin = async |key: &'static str| {
-            let message =
-                GetRequest { key: Bytes::from(key), bucket: "b".into(), ..Default::default() }.encode_to_vec();
+            let message = GetRequest { key: Bytes::from(key), bucket: "b".into() }.encode_to_vec();
             channel.call_in_parts(CACHE_GET.path, message.into(), no_hurry()).await.unwrap()
         };
         assert!(matches!(begin("small").await, Answer::Whole(_)));
@@ -349,7 +348,7 @@ fn an_answer_of_any_size_is_the_same_in_parts() {
     with_channel(server.url(), |channel| async move {
         for size in SIZES.into_iter().chain((WHOLE_BYTES_MAX - 40)..(WHOLE_BYTES_MAX + 2)) {
             put(&channel, "k", value(size)).await.unwrap();
-            let message = GetRequest { key: "k".into(), bucket: "b".into(), ..Default::default() }.encode_to_vec();
+            let message = GetRequest { key: "k".into(), bucket: "b".into() }.encode_to_vec();
             let mut answer = pin!(channel.call_in_parts(CACHE_GET.path, message.into(), no_hurry()));
             // Nobody looks before all of it has come.
             get(&channel, "b", "k").await.unwrap();
@@ -378,7 +377,7 @@ fn a_large_answer_whose_server_goes_ends_with_an_error_and_not_as_if_it_were_who
     });
     with_channel(url, |channel| async move {
         put(&channel, "large", value(5 << 20)).await.unwrap();
-        let message = GetRequest { key: "large".into(), bucket: "b".into(), ..Default::default() }.encode_to_vec();
+        let message = GetRequest { key: "large".into(), bucket: "b".into() }.encode_to_vec();
         let answer = channel.call_in_parts(CACHE_GET.path, message.into(), no_hurry()).await.unwrap();
         let Answer::Parts(mut body) = answer else { panic!("it is large") };
         begun.send(()).unwrap();
@@ -573,7 +572,7 @@ fn a_client_that_takes_nothing_for_too_long_is_cut_off() {
     let server = OurServer::start_at("127.0.0.1:0".parse().unwrap(), &IMPATIENT);
     with_channel(server.url(), |channel| async move { put(&channel, "k", value(5 << 20)).await.unwrap() });
     let mut deaf = TcpStream::connect(server.address).unwrap();
-    let request = GetRequest { key: "k".into(), bucket: "b".into(), ..Default::default() }.encode_to_vec();
+    let request = GetRequest { key: "k".into(), bucket: "b".into() }.encode_to_vec();
     let mut client: Connection<()> = Connection::new(Role::Client, &LINK);
     let head = RequestHead { path: CACHE_GET.path, authority: "a", timeout: b"60S" };
     // Many answers, so that they are more than what the kernels hold.
