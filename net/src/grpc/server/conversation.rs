@@ -266,8 +266,10 @@ impl<S: Service> Conversation<S> {
         }
     }
 
-    /// Polls the calls that were woken, and what flows; calls again what was put aside, if there is room.
+    /// Calls again what was put aside, if there is room; polls the calls that were woken, and what flows.
     pub fn poll_calls(&mut self, cx: &mut Context<'_>) {
+        self.call_aside(); // First, because a call that is new is polled here for the first time.
+
         while !self.waiting.is_empty() {
             match Pin::new(&mut self.waiting).poll_next(cx) {
                 Poll::Ready(Some(Some((key, reply, future)))) => {
@@ -280,7 +282,6 @@ impl<S: Service> Conversation<S> {
                 Poll::Ready(None) | Poll::Pending => break,
             }
         }
-        self.call_aside();
         self.poll_flowing(cx);
     }
 
@@ -554,6 +555,9 @@ impl<S: Service> Conversation<S> {
     fn put_aside(&mut self, key: StreamKey, answer_bytes: usize) {
         let Some(call) = self.call(key) else { return };
         call.slot = None;
+        if self.aside.len() > self.profile.streams_max as usize {
+            self.aside.retain(|aside| self.connection.is_open(aside.key)); // The others have gone meanwhile.
+        }
         self.aside.push_back(Aside { key, answer_bytes });
     }
 
