@@ -193,6 +193,8 @@ pub struct Connection<T> {
     idle_frames: Meter,
     /// Bytes in all backlogs.
     backlog_bytes: usize,
+    /// Bytes of bodies that have gone into frames.
+    framed_bytes: u64,
     /// Where the block of a request is made, kept for the next one.
     block: Vec<u8>,
     /// The peer has changed the size of the table that it keeps for us: the smallest it has been since, and the last.
@@ -239,6 +241,7 @@ impl<T> Connection<T> {
             resets: Meter::new(profile.resets),
             idle_frames: Meter::new(profile.idle_frames),
             backlog_bytes: 0,
+            framed_bytes: 0,
             block: Vec::new(),
             table_update: None,
         };
@@ -663,6 +666,12 @@ impl<T> Connection<T> {
         self.fault.is_none() && self.codec.get_ref().outbox.len() < OUTBOX_BYTES_MAX
     }
 
+    /// Bytes of bodies that have gone into frames so far: as long as the number grows, the peer opens windows.
+    #[must_use]
+    pub fn framed_bytes(&self) -> u64 {
+        self.framed_bytes
+    }
+
     /// Bytes of answers that wait for windows.
     #[must_use]
     pub fn backlog_bytes(&self) -> usize {
@@ -794,6 +803,7 @@ impl<T> Connection<T> {
         if fits && stream.backlog.parts.is_empty() && outbox_bytes < OUTBOX_BYTES_MAX {
             stream.send.sent(bytes);
             self.send.sent(bytes);
+            self.framed_bytes += bytes as u64;
             self.idle_frames.earn();
             self.put_head(DATA, if is_last { END_STREAM } else { 0 }, key.id, bytes);
             self.outbox().put(head);
@@ -943,6 +953,7 @@ impl<T> Connection<T> {
             stream.send.sent(bytes);
             let ending = if stream.backlog.parts.is_empty() { stream.backlog.ending.take() } else { None };
             self.send.sent(bytes);
+            self.framed_bytes += bytes as u64;
             self.idle_frames.earn();
             let flags = if matches!(ending, Some(Ending::Data)) { END_STREAM } else { 0 };
             self.put_head(DATA, flags, key.id, bytes);

@@ -46,6 +46,8 @@ pub(crate) struct Socket {
     buffer: ReadBuffer,
     /// Since when the peer has taken nothing of what waits.
     stalled_since: Option<Instant>,
+    /// What the connection had turned into frames when it was last seen to get on, in bytes of bodies.
+    framed_bytes: u64,
 }
 
 /// The socket has ended or failed; which of the two makes no difference to anybody.
@@ -64,7 +66,7 @@ pub(crate) enum Read {
 impl Socket {
     /// A socket that reads into `buffer`.
     pub(crate) fn new(stream: TcpStream, buffer: ReadBuffer) -> Self {
-        Self { stream, buffer, stalled_since: None }
+        Self { stream, buffer, stalled_since: None, framed_bytes: 0 }
     }
 
     /// Reads a turn's share and hands it to `take`, which answers whether it wants more.
@@ -86,34 +88,45 @@ impl Socket {
         Ok(Read::More)
     }
 
-    /// Sends what `connection` has to say, as far as the peer takes it now.
+    /// Sends what `connection` has to say, as far as the peer takes it now: its socket, or its windows.
     pub(crate) fn send<T>(
         &mut self,
         connection: &mut Connection<T>,
         now: Instant,
         cx: &mut Context<'_>,
     ) -> Result<(), PeerGone> {
+        let mut is_progress = false;
         loop {
             let before = connection.outbox().len();
             if before == 0 {
-                self.stalled_since = None;
-                return Ok(());
+                break;
             }
             let sent = self.poll_send(cx, connection.outbox());
-            let is_progress = connection.outbox().len() < before;
-            if is_progress {
+            let has_sent = connection.outbox().len() < before;
+            if has_sent {
+                is_progress = true;
                 connection.refill_outbox();
             }
             match sent {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return Err(PeerGone),
-                Poll::Pending => {
-                    if is_progress || self.stalled_since.is_none() {
-                        self.stalled_since = Some(now);
-                    }
-                    return Ok(());
-                }
+                Poll::Pending => break,
             }
+        }
+        self.note_progress(connection, is_progress, now);
+        Ok(())
+    }
+
+    /// A peer that opens no window stands still like one that reads nothing, even if it says PING and is answered.
+    fn note_progress<T>(&mut self, connection: &mut Connection<T>, has_sent: bool, now: Instant) {
+        let has_framed =
+            std::mem::replace(&mut self.framed_bytes, connection.framed_bytes()) < connection.framed_bytes();
+        let waits_for_windows = connection.outbox().is_empty() && connection.backlog_bytes() > 0;
+        let has_moved = if waits_for_windows { has_framed } else { has_sent };
+        if connection.outbox().is_empty() && !waits_for_windows {
+            self.stalled_since = None;
+        } else if has_moved || self.stalled_since.is_none() {
+            self.stalled_since = Some(now);
         }
     }
 

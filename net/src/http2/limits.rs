@@ -31,7 +31,7 @@ pub struct Profile {
     pub idle_frames: Allowance,
     /// How long a connection may take to say the preface.
     pub handshake: Duration,
-    /// How long unsent bytes may wait for a peer that reads nothing.
+    /// How long unsent bytes may wait for a peer that reads nothing, or opens no window (CVE-2019-9517).
     pub write_stall: Duration,
 }
 

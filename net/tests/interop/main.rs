@@ -566,31 +566,49 @@ fn an_answer_that_is_not_grpc_is_refused_and_says_what_it_is() {
     });
 }
 
-#[test]
-fn a_client_that_takes_nothing_for_too_long_is_cut_off() {
-    static IMPATIENT: Profile = Profile { write_stall: Duration::from_millis(200), ..OUTSIDE };
-    let server = OurServer::start_at("127.0.0.1:0".parse().unwrap(), &IMPATIENT);
+/// Asks for eight values of 5 MiB, as a client that takes none of them.
+fn ask_and_take_nothing(server: &OurServer) -> TcpStream {
     with_channel(server.url(), |channel| async move { put(&channel, "k", value(5 << 20)).await.unwrap() });
-    let mut deaf = TcpStream::connect(server.address).unwrap();
     let request = GetRequest { key: "k".into(), bucket: "b".into() }.encode_to_vec();
     let mut client: Connection<()> = Connection::new(Role::Client, &LINK);
     let head = RequestHead { path: CACHE_GET.path, authority: "a", timeout: b"60S" };
-    // Many answers, so that they are more than what the kernels hold.
     for _ in 0..8 {
         let key = client.open(&head, ()).unwrap();
         client.send_part(key, &prefix(request.len()), request.clone().into(), true);
     }
     let mut slices = [IoSlice::new(&[]); 16];
     let count = client.outbox().fill(&mut slices);
-    for slice in &slices[..count] {
-        deaf.write_all(slice).unwrap();
-    }
-    // What was on its way still comes, and then the end: less than was asked for.
-    server.wait_for_ended(2);
+    let mut deaf = TcpStream::connect(server.address).unwrap();
+    slices[..count].iter().for_each(|slice| deaf.write_all(slice).unwrap());
+    deaf
+}
+
+/// What comes until the server closes the connection, in bytes.
+fn take_rest(mut deaf: &TcpStream) -> usize {
     let mut taken_bytes = 0;
     let mut buffer = vec![0; 1 << 20];
     while let Ok(bytes @ 1..) = deaf.read(&mut buffer) {
         taken_bytes += bytes;
     }
+    taken_bytes
+}
+
+static IMPATIENT: Profile = Profile { write_stall: Duration::from_millis(200), ..OUTSIDE };
+
+#[test]
+fn a_client_that_takes_nothing_for_too_long_is_cut_off() {
+    let server = OurServer::start_at("127.0.0.1:0".parse().unwrap(), &IMPATIENT);
+    let deaf = ask_and_take_nothing(&server);
+    server.wait_for_ended(2);
+    // What was on its way still comes, and then the end: less than was asked for.
+    assert!(take_rest(&deaf) < 8 * (5 << 20));
+}
+
+#[test]
+fn a_client_that_opens_no_window_is_cut_off_though_it_reads() {
+    let server = OurServer::start_at("127.0.0.1:0".parse().unwrap(), &IMPATIENT);
+    let deaf = ask_and_take_nothing(&server);
+    let taken_bytes = take_rest(&deaf); // Until it is closed: no window was ever raised.
     assert!(taken_bytes < 8 * (5 << 20), "{taken_bytes}");
+    server.wait_for_ended(2);
 }
