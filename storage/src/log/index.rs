@@ -202,6 +202,18 @@ impl Index {
         Some((table.lines[line].slots[slot] >> HITS_SHIFT & HITS_MAX) as u8)
     }
 
+    /// Removes the slots of one table that point into a segment, and says how many there were. O(lines of the table).
+    pub(super) fn remove_segment(&mut self, number: usize, segment: SegmentNumber) -> usize {
+        let table = &mut self.tables[number];
+        let of_segment = |slot: &u64| *slot != 0 && Place::of_slot(*slot).segment == segment;
+        let slots: Vec<u64> = table.lines.iter().flat_map(|line| line.slots).filter(of_segment).collect();
+        for &slot in &slots {
+            assert!(table.remove(tag_of(slot), Place::of_slot(slot)), "it was there a line ago");
+        }
+        self.len -= slots.len();
+        slots.len()
+    }
+
     /// All places, in no order, for a file that a clean stop leaves: each table's lines as bytes.
     pub(super) fn for_each_table(&self, mut visit: impl FnMut(u32, &mut dyn Iterator<Item = u64>)) {
         for table in &self.tables {

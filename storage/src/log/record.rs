@@ -13,7 +13,7 @@
 //! `checksum` is CRC-32C (RFC 3720, section 12.1) over every byte that follows it, the zeros included.
 //!
 //! A record is valid if and only if the lengths are within their limits and fit the bytes at hand, the kind is known,
-//! what is unused is zero, and the checksum holds. Forty zeros are padding: nothing follows in this block.
+//! what is unused is zero, and the checksum holds. Sixteen zeros are padding: nothing follows in this block.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use milena_proto::{
@@ -191,16 +191,23 @@ impl<'a> Record<'a> {
 
     /// The record at the start of `bytes`, and how many of them it is. Reads nothing beyond them, whatever they hold.
     pub(super) fn decode(bytes: &'a [u8]) -> Result<(Self, usize), Invalid> {
-        let header: &[u8; HEADER_BYTES] = bytes.first_chunk().ok_or(Invalid::Malformed)?;
-        if header.iter().all(|&byte| byte == 0) {
+        let (record, record_bytes) = Self::parse(bytes)?;
+        if crc32c::crc32c(&bytes[4..record_bytes]) != u32_at(bytes, 0) {
+            return Err(Invalid::Checksum);
+        }
+        Ok((record, record_bytes))
+    }
+
+    /// The same for bytes whose checksum was looked at before, or which never left memory. O(1).
+    pub(super) fn parse(bytes: &'a [u8]) -> Result<(Self, usize), Invalid> {
+        // Sequences begin with 1, so that no record begins with a unit of zeros; and padding may be a single unit.
+        if bytes.first_chunk() == Some(&[0; UNIT_BYTES]) {
             return Err(Invalid::Padding);
         }
+        let header: &[u8; HEADER_BYTES] = bytes.first_chunk().ok_or(Invalid::Malformed)?;
         let lengths = Lengths::decode(header).ok_or(Invalid::Malformed)?;
         let record_bytes = lengths.record_bytes();
         let record = bytes.get(..record_bytes).ok_or(Invalid::Truncated { record_bytes })?;
-        if crc32c::crc32c(&record[4..]) != u32_at(header, 0) {
-            return Err(Invalid::Checksum);
-        }
         let (sequence, key_hash) = (u64_at(header, 8), u64_at(header, 16));
         Ok((Self { sequence, key_hash, body: body(header, lengths, record) }, record_bytes))
     }
@@ -365,6 +372,10 @@ mod tests {
     #[test]
     fn zeros_are_padding() {
         assert_eq!(Record::decode(&[0; 64]), Err(Invalid::Padding));
+        let mut at_the_end_of_a_block = vec![0; UNIT_BYTES];
+        at_the_end_of_a_block.extend_from_slice(&encoded(put()));
+        assert_eq!(Record::decode(&at_the_end_of_a_block), Err(Invalid::Padding));
+        assert_eq!(Record::decode(&[0; UNIT_BYTES]), Err(Invalid::Padding));
     }
 
     #[test]

@@ -133,11 +133,15 @@ pub(super) struct Segment {
     pub(super) record_count: u32,
     /// Records that the index points to.
     pub(super) live_count: u32,
+    /// Tombstones, needed or not.
+    pub(super) tombstone_count: u32,
     /// When the last record ends; `None` = at least one never does.
     pub(super) expires_max: Option<Timestamp>,
     /// Something could not be written or read here: to be emptied soon, and not to be used again if it was a write.
     pub(super) is_suspect: bool,
     pub(super) write_failed: bool,
+    /// It was to be emptied, which could not be finished.
+    pub(super) has_leaked: bool,
     /// Beyond the size that the log should have: to be emptied, and not to be used again.
     pub(super) is_surplus: bool,
 }
@@ -150,9 +154,11 @@ impl Segment {
         used_bytes: 0,
         record_count: 0,
         live_count: 0,
+        tombstone_count: 0,
         expires_max: Some(Timestamp(0)),
         is_suspect: false,
         write_failed: false,
+        has_leaked: false,
         is_surplus: false,
     };
 

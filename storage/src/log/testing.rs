@@ -1,6 +1,7 @@
 //! What the log's tests share: seeds, and bytes as text.
 
 /// splitmix64: enough for tests, and the same everywhere.
+#[derive(Debug)]
 pub(super) struct Random(pub(super) u64);
 
 impl Random {

@@ -1,0 +1,1 @@
+//! Files that glommio's ring reads and writes.
