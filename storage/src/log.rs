@@ -20,15 +20,15 @@
 //! Nothing here spawns or reads a clock. `RefCell`s are borrowed inside synchronous functions only. Which shell runs
 //! [`Log::run`] is the caller's business; it must run for as long as the log is used.
 
-#![allow(dead_code, reason = "opening it on a real disk comes next")]
-
 mod append;
 mod device;
 mod footer;
 mod index;
+mod open;
 mod reclaim;
 mod record;
 mod recover;
+mod saved;
 mod scan;
 mod segment;
 mod signal;
@@ -57,7 +57,8 @@ use futures::{
 };
 use milena_proto::key::{Key, KeyRef};
 
-pub use device::{Device, DeviceError};
+pub use device::{Device, DeviceError, Disk};
+pub use open::{Discarded, LOG_BYTES_MIN, LogSettings, OpenError, Opened, Opening, SEGMENTS_MIN, open};
 pub use segment::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_MAX};
 pub use state::Counts;
 pub use superblock::SuperblockError;
@@ -70,7 +71,7 @@ use self::{
     scan::Scan,
     segment::{SegmentHeader, SegmentNumber, State as SegmentState},
     signal::{Bell, yield_now},
-    state::{Cycle, Failures, Located, Refused, State},
+    state::{Cycle, FREE_SEGMENTS, Failures, Located, Refused, State},
 };
 use crate::{Entry, Timestamp};
 
@@ -79,9 +80,6 @@ const BATCH_BYTES: usize = 256 << 10;
 
 /// How long a record waits for company that nobody needs on disk now; a process that is killed loses no more.
 const GATHER: Duration = Duration::from_millis(50);
-
-/// Segments that should be free at any time; below that, reclaiming begins.
-const FREE_SEGMENTS: usize = state::RESERVE_SEGMENTS + 2;
 
 /// How long reclaiming waits when nothing can go.
 const RECLAIM_PAUSE: Duration = Duration::from_millis(100);
@@ -178,6 +176,41 @@ enum Unreadable {
     Device,
     /// Not what was written.
     Corrupt,
+}
+
+impl Log<Disk> {
+    /// Takes over a log that was opened, on the core that will use it, and before it serves. `index_bytes_max` bounds
+    /// the memory for the index, beyond which the oldest records go; 0 = by the disk alone.
+    ///
+    /// # Errors
+    /// The kernel's, for a file that cannot be opened on the ring.
+    pub async fn new(opened: Opened, index_bytes_max: usize) -> std::io::Result<(Rc<Self>, Keeper)> {
+        let Opened { dir, found, lock, .. } = opened;
+        let disk = Disk::open(&dir, found.segments.len()).await?;
+        let log = Log::with_found(disk, found, index_bytes_max);
+        Ok((log, Keeper { dir, _lock: lock }))
+    }
+}
+
+/// Holds the lock of a log, and can save its index after [`Log::run`] has ended.
+#[derive(Debug)]
+pub struct Keeper {
+    dir: std::path::PathBuf,
+    _lock: std::fs::File,
+}
+
+impl Keeper {
+    /// Writes the index, so that the next start need not read the footers. Blocks; answers whether there was anything
+    /// worth saving.
+    ///
+    /// # Errors
+    /// The file cannot be written; then the next start takes longer, and nothing else.
+    pub fn save<D>(self, log: &Log<D>) -> Result<bool, OpenError> {
+        assert!(log.is_stopping.get(), "only a log that has stopped stays as it was saved");
+        let Some(bytes) = saved::encode(&log.state.borrow()) else { return Ok(false) };
+        open::replace(&self.dir, "index", &bytes)?;
+        Ok(true)
+    }
 }
 
 impl<D: Device> Log<D> {
@@ -634,7 +667,7 @@ impl<D: Device> Log<D> {
         let state = self.state.borrow();
         let is_index_full = state.index.len() > self.index_len_max;
         let is_full = state.free_count() + state.voids_coming() < FREE_SEGMENTS || is_index_full;
-        !state.is_offline() && (is_full || state.is_blocked())
+        !state.is_offline() && (is_full || state.is_blocked() || state.has_surplus())
     }
 
     async fn reclaim(&self) {
@@ -646,7 +679,8 @@ impl<D: Device> Log<D> {
             }
             let victim = {
                 let mut state = self.state.borrow_mut();
-                let victim = reclaim::choose(&state.segments, self.now.get());
+                let are_enough_free = state.free_count() >= FREE_SEGMENTS;
+                let victim = reclaim::choose(&state.segments, self.now.get(), are_enough_free);
                 victim.inspect(|&victim| state.begin_reclaiming(victim))
             };
             let is_done = match victim {
@@ -676,11 +710,12 @@ impl<D: Device> Log<D> {
             let state = self.state.borrow();
             let segment = &state.segments[usize::from(victim)];
             let carry_bytes = reclaim::carry_bytes_max(segment, state.segment_bytes());
-            let carry_all = segment.is_suspect || segment.is_surplus;
+            let carry_all = segment.is_suspect;
             let bury_all = segment.is_suspect || state.has_leaked(victim);
             (reclaim::oldest_elsewhere(&state.segments, victim), (carry_all, bury_all), carry_bytes)
         };
-        let entries = self.entries_of(victim).await;
+        // Not known and voided would be forgotten without a tombstone.
+        let Some(entries) = self.entries_of(victim).await else { return false };
         let mut carried = Vec::new();
         for turn in entries.chunks(RECORDS_PER_TURN) {
             for entry in turn {
@@ -765,38 +800,44 @@ impl<D: Device> Log<D> {
         }
     }
 
-    /// What is in a sealed segment: from its footer, or where there is none from its records.
-    async fn entries_of(&self, number: SegmentNumber) -> Vec<FooterEntry> {
+    /// What is in a sealed segment: from its footer, or where that is damaged from its records; `None` if it cannot be read.
+    async fn entries_of(&self, number: SegmentNumber) -> Option<Vec<FooterEntry>> {
         let (record_count, segment_bytes, header) = {
             let state = self.state.borrow();
             if let Some(kept) = state.footers_kept.get(&number) {
-                return kept.clone();
+                return Some(kept.clone());
             }
             let segment = &state.segments[usize::from(number)];
             (segment.record_count as usize, state.segment_bytes(), state.header_of(number))
         };
         let len = footer_bytes(record_count);
         if len < segment_bytes as usize {
-            let footer = self.device.read(number, segment_bytes - len as u32, len).await;
-            let entries = footer.ok().and_then(|bytes| Some(Footer::decode(&bytes, &header)?.iter().collect()));
-            if let Some(entries) = entries {
-                return entries;
+            let bytes = self.read_whole(number, segment_bytes - len as u32, len).await?;
+            if let Some(footer) = Footer::decode(&bytes, &header) {
+                return Some(footer.iter().collect());
             }
         }
         self.scan(number, &header, segment_bytes).await
     }
 
+    /// Fewer bytes than asked for are a failure: they look like an end where there is none.
+    async fn read_whole(&self, number: SegmentNumber, offset: u32, len: usize) -> Option<Bytes> {
+        self.device.read(number, offset, len).await.ok().filter(|bytes| bytes.len() == len)
+    }
+
     /// Reads a segment from its start to its first invalid record.
-    async fn scan(&self, number: SegmentNumber, header: &SegmentHeader, segment_bytes: u32) -> Vec<FooterEntry> {
+    async fn scan(
+        &self,
+        number: SegmentNumber,
+        header: &SegmentHeader,
+        segment_bytes: u32,
+    ) -> Option<Vec<FooterEntry>> {
         let mut scan = Scan::new(header.first_sequence, segment_bytes);
         while let Some((offset, len)) = scan.wanted() {
-            match self.device.read(number, offset, len).await {
-                Ok(bytes) => scan.take(&bytes),
-                Err(_) => break,
-            }
+            scan.take(&self.read_whole(number, offset, len).await?);
             yield_now().await;
         }
-        scan.entries
+        Some(scan.entries)
     }
 
     /// Takes out of the index what a damaged footer did not name.

@@ -93,11 +93,6 @@ impl Tail {
         }
     }
 
-    /// The longest record that fits an empty segment of `segment_bytes`.
-    pub(super) fn record_bytes_max(segment_bytes: u32) -> usize {
-        segment_bytes as usize - BLOCK_BYTES - footer_bytes(1)
-    }
-
     /// Bytes that are not known to be on disk.
     pub(super) fn buffered_bytes(&self) -> usize {
         self.buffered_bytes

@@ -16,6 +16,8 @@ mod disk;
 #[cfg(test)]
 pub(super) mod scripted;
 
+pub use disk::Disk;
+
 /// The files of a log, opened before it serves. No function blocks; the futures may be dropped, but what was begun then
 /// still happens.
 pub trait Device: 'static {

@@ -151,11 +151,6 @@ impl<'a> Footer<'a> {
         (trailer[..8] == MAGIC && checksum_holds(trailer)).then(|| u64_at(trailer, 24))
     }
 
-    /// Entries there are.
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     /// The entries, in the order of their offsets. One that makes no sense, behind a checksum that holds, is left out.
     pub(super) fn iter(&self) -> impl Iterator<Item = FooterEntry> + use<'a> {
         self.entries.iter().filter_map(FooterEntry::decode)
@@ -223,7 +218,7 @@ mod tests {
         assert_eq!(Footer::generation_in(&bytes), Some(3));
         let footer = Footer::decode(&bytes, &header()).unwrap();
         assert_eq!(footer.iter().collect::<Vec<_>>(), entries());
-        assert_eq!((footer.len(), footer.last_sequence), (2, 1001));
+        assert_eq!(footer.last_sequence, 1001);
         assert_eq!(footer.expires_max, Some(Timestamp(1_700_000_000_123)));
         for entry in entries() {
             assert_eq!(footer.at(entry.offset), Some(entry));

@@ -55,6 +55,9 @@ const TABLE_KEYS: u64 = 4096;
 /// Record size that tables are planned for.
 const PLANNED_RECORD_BYTES: u64 = 1024;
 
+/// Tables of the largest log.
+const TABLES_MAX: usize = (SEGMENTS_MAX as u64 * SEGMENT_BYTES_MAX / PLANNED_RECORD_BYTES / TABLE_KEYS) as usize;
+
 /// Where a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Place {
@@ -130,6 +133,12 @@ impl Index {
         let keys = log_bytes / PLANNED_RECORD_BYTES;
         let table_count = usize::try_from((keys / TABLE_KEYS).max(1).next_power_of_two()).expect("a number of tables");
         Self { tables: vec![Table::default(); table_count].into(), len: 0, line_count: 0 }
+    }
+
+    /// An empty index with as many tables as one had that was saved; `None` for a number that no index has.
+    pub(super) fn with_tables(table_count: usize) -> Option<Self> {
+        let is_legal = table_count.is_power_of_two() && table_count <= TABLES_MAX;
+        is_legal.then(|| Self { tables: vec![Table::default(); table_count].into(), len: 0, line_count: 0 })
     }
 
     /// Keys in it.
@@ -227,18 +236,26 @@ impl Index {
         self.tables.len()
     }
 
-    /// Takes in a table's slots as [`Index::for_each_table`] gave them. The place of each is returned for accounting.
-    pub(super) fn load_table(&mut self, number: usize, slots: &[u64], mut visit: impl FnMut(Place)) {
+    /// Takes in a table's slots as [`Index::for_each_table`] gave them, as bytes. `None` if the table is not empty, or a
+    /// slot is, or points beyond `segment_count`.
+    pub(super) fn load_table(&mut self, number: usize, slots: &[[u8; 8]], segment_count: usize) -> Option<()> {
         let table = &mut self.tables[number];
-        assert!(table.len == 0, "a table is loaded once");
+        if table.len != 0 {
+            return None;
+        }
         table.resize((slots.len() * 8).div_ceil(LINE_SLOTS * FULL_SHARE));
         self.line_count += table.lines.len();
-        for &slot in slots.iter().filter(|&&slot| slot != 0) {
+        for slot in slots {
+            let slot = u64::from_le_bytes(*slot);
+            let place = Place::of_slot(slot);
+            if (place.offset as usize) < BLOCK_BYTES || usize::from(place.segment) >= segment_count {
+                return None;
+            }
             table.place(slot);
             table.len += 1;
             self.len += 1;
-            visit(Place::of_slot(slot));
         }
+        Some(())
     }
 
     fn home(&self, hash: KeyHash) -> (usize, u64) {
@@ -467,9 +484,9 @@ mod tests {
         let mut copy = Index::new(64 << 20);
         let mut number = 0;
         index.for_each_table(|len, slots| {
-            let slots: Vec<u64> = slots.collect();
+            let slots: Vec<[u8; 8]> = slots.map(u64::to_le_bytes).collect();
             assert_eq!(slots.len(), len as usize);
-            copy.load_table(number, &slots, |_| {});
+            copy.load_table(number, &slots, SEGMENTS_MAX as usize).unwrap();
             number += 1;
         });
         assert_eq!((number, copy.len()), (index.table_count(), 50_000));

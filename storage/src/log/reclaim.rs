@@ -46,9 +46,14 @@ pub(super) enum Fate {
     Repeat,
 }
 
-/// The segment to be emptied next. O(segments).
-pub(super) fn choose(segments: &[Segment], now: Timestamp) -> Option<SegmentNumber> {
-    let sealed = || (0..).zip(segments).filter(|(_, segment)| segment.state == State::Sealed);
+/// The segment to be emptied next. One that is surplus is of no use afterwards, so it may be taken only when enough are
+/// free. O(segments).
+pub(super) fn choose(segments: &[Segment], now: Timestamp, may_be_surplus: bool) -> Option<SegmentNumber> {
+    let is_sealed = |segment: &Segment| segment.state == State::Sealed && (may_be_surplus || !segment.is_surplus);
+    // One that could not be emptied is tried again when there is no other.
+    let is_first_try = segments.iter().any(|segment| is_sealed(segment) && !segment.is_stubborn);
+    let is_wanted = |segment: &Segment| is_sealed(segment) && !(is_first_try && segment.is_stubborn);
+    let sealed = || (0..).zip(segments).filter(|(_, segment)| is_wanted(segment));
     let urgent = sealed().find(|(_, segment)| segment.is_suspect || segment.is_surplus);
     let expired = || sealed().find(|(_, segment)| segment.is_expired(now));
     let emptiest = || {
@@ -67,12 +72,12 @@ pub(super) fn oldest_elsewhere(segments: &[Segment], number: SegmentNumber) -> O
 
 /// How many bytes of a segment may be copied.
 pub(super) fn carry_bytes_max(segment: &Segment, segment_bytes: u32) -> u64 {
-    let percent = if segment.is_suspect || segment.is_surplus { 100 } else { CARRY_PERCENT_MAX };
+    let percent = if segment.is_suspect { 100 } else { CARRY_PERCENT_MAX };
     u64::from(segment_bytes) * percent / 100
 }
 
 /// What becomes of a record. `hits` is `None` where the index does not point to it; `carry_all` where the segment is not
-/// to be trusted, or too much for a smaller log.
+/// to be trusted.
 pub(super) fn fate(
     entry: &FooterEntry,
     hits: Option<u8>,
@@ -146,14 +151,14 @@ mod tests {
         let mut segments = [sealed(1, 100), sealed(2, 20), sealed(3, 100), sealed(4, 100), Segment::FREE];
         segments[2].expires_max = Some(NOW);
         segments[3].is_suspect = true;
-        assert_eq!(choose(&segments, NOW), Some(3));
+        assert_eq!(choose(&segments, NOW, true), Some(3));
         segments[3].state = State::Reclaiming;
-        assert_eq!(choose(&segments, NOW), Some(2));
+        assert_eq!(choose(&segments, NOW, true), Some(2));
         segments[2].expires_max = Some(NOW.plus_ms(1));
-        assert_eq!(choose(&segments, NOW), Some(1));
+        assert_eq!(choose(&segments, NOW, true), Some(1));
         segments[1].tombstone_count = 6;
-        assert_eq!(choose(&segments, NOW), Some(0));
-        assert_eq!(choose(&segments[4..], NOW), None);
+        assert_eq!(choose(&segments, NOW, true), Some(0));
+        assert_eq!(choose(&segments[4..], NOW, true), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What a log finds of itself on disk: from bytes to index. How the files are opened is in recover/open.rs.
+//! What a log finds of itself on disk: from bytes to index. How the files are opened is in open.rs.
 //!
 //! ```text
 //!   each segment   header? ── none, void, another log's ─▶ free
@@ -73,15 +73,14 @@ pub(super) struct Recovered {
     pub(super) record_count: u64,
 }
 
-/// Builds the index from the bytes of all segments; those numbered `wanted_count` and above are surplus.
-pub(super) fn recover(log_id: u64, segment_bytes: u32, segments: &[&[u8]], wanted_count: usize) -> Recovered {
+/// Builds the index from the bytes of all segments.
+pub(super) fn recover(log_id: u64, segment_bytes: u32, segments: &[&[u8]]) -> Recovered {
     let mut rows = vec![Segment::FREE; segments.len()];
     let mut findings = Vec::new();
     let mut unsealed = Vec::new();
     let mut last_sequence: Sequence = 0;
     let mut last_generation = 0;
     for (number, (bytes, row)) in segments.iter().zip(&mut rows).enumerate() {
-        row.is_surplus = number >= wanted_count;
         let number = SegmentNumber::try_from(number).expect("at most SEGMENTS_MAX");
         let header = SegmentHeader::decode(bytes).filter(|header| header.log_id == log_id && header.segment == number);
         last_generation = last_generation.max(Footer::generation_in(bytes).unwrap_or(0));
@@ -122,6 +121,7 @@ pub(super) fn recover(log_id: u64, segment_bytes: u32, segments: &[&[u8]], wante
         index,
         next_sequence: last_sequence + SEQUENCE_GAP,
         next_generation: last_generation + 1,
+        footers_kept: HashMap::new(),
     };
     Recovered { found, unsealed, record_count }
 }

@@ -141,6 +141,8 @@ pub(super) struct Segment {
     pub(super) is_suspect: bool,
     pub(super) write_failed: bool,
     /// It was to be emptied, which could not be finished.
+    pub(super) is_stubborn: bool,
+    /// It may hold records that neither the index nor a tombstone knows.
     pub(super) has_leaked: bool,
     /// Beyond the size that the log should have: to be emptied, and not to be used again.
     pub(super) is_surplus: bool,
@@ -158,6 +160,7 @@ impl Segment {
         expires_max: Some(Timestamp(0)),
         is_suspect: false,
         write_failed: false,
+        is_stubborn: false,
         has_leaked: false,
         is_surplus: false,
     };

@@ -26,7 +26,10 @@ use super::{
     footer::FooterEntry,
     index::{Index, Place},
     record::{Body, Record, Sequence, VERSION_BYTES_MAX},
-    segment::{CLASS_COUNT, Segment, SegmentHeader, SegmentNumber, State as SegmentState, class_of},
+    segment::{
+        BLOCK_BYTES, CLASS_COUNT, SEGMENT_BYTES_MIN, Segment, SegmentHeader, SegmentNumber, State as SegmentState,
+        class_of,
+    },
 };
 use crate::{Entry, Timestamp};
 
@@ -40,8 +43,16 @@ pub(super) const BUFFER_BYTES_MAX: usize = 16 << 20;
 /// somewhere to go.
 pub(super) const RESERVE_SEGMENTS: usize = 2;
 
+/// Segments that should be free at any time; below that, reclaiming begins.
+pub(super) const FREE_SEGMENTS: usize = RESERVE_SEGMENTS + 2;
+
 /// Cycles in a row that may fail before the disk is given up.
 const FAILURES_MAX: u32 = 8;
+
+const _: () = {
+    let record_bytes_max = SEGMENT_BYTES_MIN / RECORD_SHARE_MAX as u64;
+    assert!(BLOCK_BYTES as u64 + record_bytes_max + BLOCK_BYTES as u64 <= SEGMENT_BYTES_MIN, "it fits any segment");
+};
 
 /// What a log was opened with, or has found on disk.
 #[derive(Debug)]
@@ -53,6 +64,8 @@ pub(super) struct Found {
     pub(super) next_sequence: Sequence,
     /// Above that of every header and footer on disk.
     pub(super) next_generation: u64,
+    /// What would be in footers that could not be written.
+    pub(super) footers_kept: HashMap<SegmentNumber, Vec<FooterEntry>>,
 }
 
 /// All that a core knows about its log.
@@ -183,7 +196,7 @@ impl Located {
 
 impl State {
     pub(super) fn new(found: Found) -> Self {
-        let Found { log_id, segment_bytes, segments, index, next_sequence, next_generation } = found;
+        let Found { log_id, segment_bytes, segments, index, next_sequence, next_generation, footers_kept } = found;
         assert!(next_sequence >= 1);
         Self {
             log_id,
@@ -195,7 +208,7 @@ impl State {
             durable: next_sequence - 1,
             unsynced: BTreeSet::new(),
             later: Vec::new(),
-            footers_kept: HashMap::new(),
+            footers_kept,
             doubted_below: 0,
             failures_in_a_row: 0,
             is_offline: false,
@@ -619,7 +632,9 @@ impl State {
     /// Gives up emptying a segment. Records that were evicted from it stay on disk, with nothing that says so; until it
     /// is empty after all, no other segment may let go of a record without a tombstone.
     pub(super) fn give_up_reclaiming(&mut self, number: SegmentNumber) {
-        self.segments[usize::from(number)].state = SegmentState::Sealed;
+        let segment = &mut self.segments[usize::from(number)];
+        segment.state = SegmentState::Sealed;
+        segment.is_stubborn = true;
         self.leak(number);
         // Nobody can be told any more that anything is durable.
         self.is_offline |= self.blocking.contains(&number);
@@ -677,6 +692,11 @@ impl State {
         self.segments.iter().filter(|segment| segment.state == SegmentState::Free && !segment.is_surplus).count()
     }
 
+    /// Whether there is a segment to be emptied because the log should be smaller.
+    pub(super) fn has_surplus(&self) -> bool {
+        self.segments.iter().any(|segment| segment.is_surplus && segment.state == SegmentState::Sealed)
+    }
+
     /// Whether voids are on their way, so that segments will be free without doing more.
     pub(super) fn voids_coming(&self) -> usize {
         self.later.iter().filter(|(_, batch)| batch.content == Content::Void).count()
@@ -708,6 +728,10 @@ impl State {
 
     pub(super) fn log_id(&self) -> u64 {
         self.log_id
+    }
+
+    pub(super) fn next_generation(&self) -> u64 {
+        self.next_generation
     }
 
     pub(super) fn segment_bytes(&self) -> u32 {

@@ -16,9 +16,10 @@ use futures::task::noop_waker_ref;
 use milena_proto::key::{Key, KeyRef};
 
 use super::{
-    Copy, Device as _, Log, LogError, Position,
+    Copy, Log, LogError, Position,
     device::scripted::{Fault, Scripted},
     recover::recover,
+    saved,
     segment::{BLOCK_BYTES, SEGMENT_BYTES_MIN, Segment, SegmentHeader, State as SegmentState},
     state::Found,
     testing::{Random, seeds},
@@ -63,6 +64,7 @@ impl Bench {
             index: Index::new(0),
             next_sequence: 1,
             next_generation: 1,
+            footers_kept: HashMap::new(),
         };
         Self::on(Scripted::new(segment_count, SEGMENT_BYTES, seed), found)
     }
@@ -78,7 +80,7 @@ impl Bench {
         let Self { device, now, .. } = self;
         let recovered = device.with_bytes(|segments| {
             let bytes: Vec<&[u8]> = segments.iter().map(Vec::as_slice).collect();
-            let recovered = recover(LOG_ID, SEGMENT_BYTES, &bytes, bytes.len());
+            let recovered = recover(LOG_ID, SEGMENT_BYTES, &bytes);
             // As files are that somebody has cut short.
             segments.iter_mut().for_each(|segment| segment.resize(SEGMENT_BYTES as usize, 0));
             recovered
@@ -86,6 +88,15 @@ impl Bench {
         // As a start does, before it answers from them.
         recovered.unsealed.iter().for_each(|unsealed| device.sync_now(unsealed.header.segment));
         Self { now, ..Self::on(device, recovered.found) }
+    }
+
+    /// A new process that goes on with the index of a clean stop, if there is one.
+    fn restarted_from_index(self) -> Self {
+        let saved = saved::encode(&self.log.state.borrow());
+        let Some(saved) = saved else { return self.restarted() };
+        let segment_count = self.log.state.borrow().segments.len();
+        let found = saved::decode(&saved, LOG_ID, SEGMENT_BYTES, segment_count).expect("it was just encoded");
+        Self { now: self.now, ..Self::on(self.device, found) }
     }
 
     fn turn(&mut self) {
@@ -713,7 +724,7 @@ fn model_run(seed: u64, steps: u64, with_faults: bool) {
                 if let Some(last) = last.take().filter(|_| !bench.log.state.borrow().is_offline()) {
                     model.durable(last);
                 }
-                bench = bench.restarted();
+                bench = if random.below(2) == 0 { bench.restarted() } else { bench.restarted_from_index() };
                 model.crash();
                 check_all(&mut bench, &mut model, true, &context);
             }
@@ -880,7 +891,7 @@ fn a_clean_stop_seals_everything() {
     assert!(states.iter().all(|state| matches!(state, SegmentState::Free | SegmentState::Sealed)), "{states:?}");
     let recovered = bench.device.with_bytes(|segments| {
         let bytes: Vec<&[u8]> = segments.iter().map(Vec::as_slice).collect();
-        recover(LOG_ID, SEGMENT_BYTES, &bytes, 16)
+        recover(LOG_ID, SEGMENT_BYTES, &bytes)
     });
     assert!(recovered.unsealed.is_empty());
     assert_eq!(recovered.record_count, 101);

@@ -225,6 +225,10 @@ impl Device for Scripted {
     }
 
     fn pause(&self, _duration: Duration) -> impl Future<Output = ()> + 'static {
-        self.delay()
+        let delay = self.delay();
+        async move {
+            yield_now().await;
+            delay.await;
+        }
     }
 }
