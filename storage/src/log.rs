@@ -326,6 +326,34 @@ impl<D: Device> Log<D> {
         }
     }
 
+    /// Forgets `key` if `may_forget` still says so at the last moment; where there is no room for the tombstone, as
+    /// [`Log::forget`].
+    pub async fn delete_if(self: Rc<Self>, key: Key, now: Timestamp, may_forget: impl Fn() -> bool) {
+        self.mention(now);
+        for _ in 0..SEARCHES_MAX {
+            let Ok(located) = self.locate(key.as_ref()).await else { break };
+            if !may_forget() {
+                return;
+            }
+            let done = self.state.borrow_mut().delete(&located, key.hash());
+            match done {
+                Err(Refused::Moved) => {}
+                Ok(_) => return self.work.ring(),
+                Err(_) => break,
+            }
+        }
+        if may_forget() {
+            self.forget(key.as_ref());
+        }
+    }
+
+    /// Forgets `key` at once, without a look at the disk: for a write whose outcome is not known. Another key that the
+    /// index cannot tell from it is forgotten too, one in some ten thousand times.
+    pub fn forget(&self, key: KeyRef<'_>) {
+        self.state.borrow_mut().forget(key.hash());
+        self.work.ring();
+    }
+
     /// Waits until everything up to `position` survives a crash of the machine. All who wait share one sync.
     ///
     /// # Errors

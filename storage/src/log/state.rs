@@ -300,6 +300,21 @@ impl State {
         Ok(sequence)
     }
 
+    /// Forgets whatever may be the key with this hash, at once and without a look at the disk: others with the same tag
+    /// go with it.
+    pub(super) fn forget(&mut self, hash: KeyHash) {
+        let candidates = self.candidates(hash);
+        if candidates.is_empty() && self.leaks == 0 && !self.is_reclaiming() {
+            return;
+        }
+        // Without a tombstone what is on disk may come back with a restart, which leaks know about.
+        let _ = self.bury(hash, Purpose::Bury);
+        for place in candidates {
+            self.point(hash, Some(place), None);
+            self.leak(place.segment);
+        }
+    }
+
     /// Forgets a key whose life has ended, if nothing has happened to it since it was located. Where there is no room for
     /// the tombstone it stays, to be found again.
     pub(super) fn expire(&mut self, located: &Located, hash: KeyHash) {

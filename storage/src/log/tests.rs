@@ -309,6 +309,23 @@ fn a_fill_that_is_withdrawn_leaves_nothing_behind() {
 }
 
 #[test]
+fn what_is_forgotten_at_once_is_gone_also_after_a_restart() {
+    let mut bench = Bench::new(16);
+    bench.put_durably("a", b"one");
+    bench.put_durably("b", b"two");
+    bench.log.forget(key("a").as_ref());
+    assert_eq!(bench.value("a"), None);
+    let still = std::cell::Cell::new(false);
+    bench.finish(Rc::clone(&bench.log).delete_if(key("b"), NOW, || still.get()));
+    assert_eq!(bench.value("b").as_deref(), Some("two"));
+    still.set(true);
+    bench.finish(Rc::clone(&bench.log).delete_if(key("b"), NOW, || still.get()));
+    bench.flush();
+    let mut bench = bench.restarted();
+    assert_eq!((bench.value("a"), bench.value("b")), (None, None));
+}
+
+#[test]
 fn a_write_that_comes_between_the_search_and_the_fill_is_seen() {
     let mut bench = Bench::new(16);
     bench.put_durably("a", b"old");
