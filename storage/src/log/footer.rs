@@ -147,8 +147,17 @@ impl<'a> Footer<'a> {
 
     /// The generation of a trailer at the end of `bytes`, whatever header it belongs to.
     pub(super) fn generation_in(bytes: &[u8]) -> Option<u64> {
-        let trailer: &[u8; TRAILER_BYTES] = bytes.last_chunk()?;
-        (trailer[..8] == MAGIC && checksum_holds(trailer)).then(|| u64_at(trailer, 24))
+        Some(u64_at(Self::trailer_in(bytes)?, 24))
+    }
+
+    /// How many bytes the footer takes whose trailer is at the end of `bytes`.
+    pub(super) fn bytes_in(bytes: &[u8]) -> Option<usize> {
+        let entry_count = u32_at(Self::trailer_in(bytes)?, 40);
+        Some(footer_bytes(entry_count as usize))
+    }
+
+    fn trailer_in(bytes: &[u8]) -> Option<&[u8; TRAILER_BYTES]> {
+        bytes.last_chunk().filter(|trailer| trailer[..8] == MAGIC && checksum_holds(trailer))
     }
 
     /// The entries, in the order of their offsets. One that makes no sense, behind a checksum that holds, is left out.
@@ -215,7 +224,7 @@ mod tests {
     #[test]
     fn what_was_encoded_is_what_is_decoded() {
         let bytes = encoded();
-        assert_eq!(Footer::generation_in(&bytes), Some(3));
+        assert_eq!((Footer::generation_in(&bytes), Footer::bytes_in(&bytes)), (Some(3), Some(bytes.len())));
         let footer = Footer::decode(&bytes, &header()).unwrap();
         assert_eq!(footer.iter().collect::<Vec<_>>(), entries());
         assert_eq!(footer.last_sequence, 1001);

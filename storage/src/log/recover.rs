@@ -126,6 +126,9 @@ pub(super) fn recover(log_id: u64, segment_bytes: u32, segments: &[&[u8]]) -> Re
     Recovered { found, unsealed, record_count }
 }
 
+/// Records that are looked up ahead of their turn, so that memory is fetched for all of them at once.
+const LOOKAHEAD: usize = 32;
+
 struct Building<'a> {
     rows: Vec<Segment>,
     index: Index,
@@ -156,6 +159,8 @@ impl Building<'_> {
     fn enter(&mut self, origins: &HashMap<u64, Sequence, RandomState>) {
         let of_segment: HashMap<SegmentNumber, &Finding<'_>, RandomState> =
             self.findings.iter().map(|finding| (finding.number, finding)).collect();
+        self.index.reserve(self.record_count);
+        let mut ahead = Vec::with_capacity(LOOKAHEAD);
         let mut candidates = Vec::new();
         for finding in self.findings {
             finding.for_each(|entry| {
@@ -163,23 +168,40 @@ impl Building<'_> {
                 if entry.is_tombstone || (!origins.is_empty() && is_buried()) {
                     return;
                 }
-                self.index.candidates(entry.key_hash, &mut candidates);
-                let rival = candidates.iter().find_map(|&place| {
-                    let rival = of_segment[&place.segment].at(place.offset)?;
-                    (rival.key_hash == entry.key_hash).then_some((place, rival.sequence))
-                });
-                let new = Place::new(finding.number, entry.offset, entry.record_bytes as usize);
-                match rival {
-                    Some((_, sequence)) if sequence > entry.sequence => return,
-                    Some((old, _)) => {
-                        self.index.replace(entry.key_hash, old, new);
-                        self.rows[usize::from(old.segment)].live_count -= 1;
-                    }
-                    None => self.index.insert(entry.key_hash, new),
+                self.index.prefetch(entry.key_hash);
+                ahead.push(entry);
+                if ahead.len() == LOOKAHEAD {
+                    ahead.drain(..).for_each(|entry| self.enter_one(finding, entry, &of_segment, &mut candidates));
                 }
-                self.rows[usize::from(new.segment)].live_count += 1;
             });
+            ahead.drain(..).for_each(|entry| self.enter_one(finding, entry, &of_segment, &mut candidates));
         }
+        self.index.trim();
+    }
+
+    /// Enters a put, unless the index has a newer one of its hash.
+    fn enter_one(
+        &mut self,
+        finding: &Finding<'_>,
+        entry: FooterEntry,
+        of_segment: &HashMap<SegmentNumber, &Finding<'_>, RandomState>,
+        candidates: &mut Vec<Place>,
+    ) {
+        self.index.candidates(entry.key_hash, candidates);
+        let rival = candidates.iter().find_map(|&place| {
+            let rival = of_segment[&place.segment].at(place.offset)?;
+            (rival.key_hash == entry.key_hash).then_some((place, rival.sequence))
+        });
+        let new = Place::new(finding.number, entry.offset, entry.record_bytes as usize);
+        match rival {
+            Some((_, sequence)) if sequence > entry.sequence => return,
+            Some((old, _)) => {
+                self.index.replace(entry.key_hash, old, new);
+                self.rows[usize::from(old.segment)].live_count -= 1;
+            }
+            None => self.index.insert(entry.key_hash, new),
+        }
+        self.rows[usize::from(new.segment)].live_count += 1;
     }
 }
 
