@@ -738,7 +738,8 @@ impl<D: Device> Log<D> {
             let state = self.state.borrow();
             let segment = &state.segments[usize::from(victim)];
             let carry_bytes = reclaim::carry_bytes_max(segment, state.segment_bytes());
-            let carry_all = segment.is_suspect;
+            // Also where there is so little that it costs no more than what may be copied anyway.
+            let carry_all = segment.is_suspect || segment.live_bytes() <= carry_bytes;
             let bury_all = segment.is_suspect || state.has_leaked(victim);
             (reclaim::oldest_elsewhere(&state.segments, victim), (carry_all, bury_all), carry_bytes)
         };

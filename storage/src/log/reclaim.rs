@@ -4,7 +4,7 @@
 //!   choose   suspect or surplus ─▶ expired ─▶ emptiest, if it is empty enough ─▶ oldest
 //!
 //!   fate     put        not in the index (dead) ───────────────▶ Drop
-//!                       hit since it was placed, within budget ─▶ Carry
+//!                       hit since it was placed, within budget ─▶ Carry     all of them, where few are alive
 //!                       an older one may be elsewhere ─────────▶ Bury: a tombstone, so that it stays dead
 //!                       else ──────────────────────────────────▶ Evict
 //!            tombstone  something older is elsewhere ──────────▶ Repeat,  else Drop
@@ -78,7 +78,7 @@ pub(super) fn carry_bytes_max(segment: &Segment, segment_bytes: u32) -> u64 {
 }
 
 /// What becomes of a record. `hits` is `None` where the index does not point to it; `carry_all` where the segment is not
-/// to be trusted.
+/// to be trusted, or holds little that is alive.
 pub(super) fn fate(
     entry: &FooterEntry,
     hits: Option<u8>,

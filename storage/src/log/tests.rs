@@ -421,6 +421,20 @@ fn a_full_log_lets_the_oldest_go_and_keeps_what_was_asked_for() {
 }
 
 #[test]
+fn a_log_that_is_mostly_dead_loses_nothing_that_is_alive() {
+    let mut bench = Bench::new(16);
+    for n in 0..20 {
+        bench.put(&format!("cold{n}"), &[7; 300]).unwrap();
+    }
+    for n in 0..6000 {
+        bench.put(&format!("k{}", n % 10), &[0; 500]).unwrap();
+    }
+    assert!(bench.log.figures().counts.reclaimed > 30);
+    assert!((0..20).all(|n| bench.get(&format!("cold{n}")).is_some()));
+    assert_eq!(bench.log.figures().counts.evictions, 0);
+}
+
+#[test]
 fn segments_whose_records_expired_go_first_and_cost_no_copying() {
     let mut bench = Bench::new(16);
     for n in 0..500 {
