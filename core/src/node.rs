@@ -62,6 +62,7 @@ use crate::{
     service::{CacheService, ServiceSettings},
     shard::{ABSENT_MS_DEFAULT, Shard, ShardSettings},
     shards::Shards,
+    stats::Stats,
 };
 
 /// Connections of one core, on each of its ports; more are closed as they come.
@@ -351,7 +352,7 @@ impl Part {
         let count = {
             let (shard, service, store) = (shard, Rc::clone(&service), store.clone());
             move || Report {
-                stats: shard.report(),
+                stats: Stats { major_faults: major_faults(), ..shard.report() },
                 calls: service.calls(),
                 store: store.as_ref().map(Object::counters).unwrap_or_default(),
             }
@@ -658,6 +659,16 @@ impl Answers for NodePage {
         let answer = gathered.reports.into_iter().next();
         answer.map_or_else(|| Err("core 0 does not answer".to_owned()), |(_, ready)| ready)
     }
+}
+
+/// Major page faults of this thread since it began.
+fn major_faults() -> u64 {
+    // SAFETY: all zeros is a usage.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: points to one usage.
+    let got = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+    assert_eq!(got, 0, "getrusage of this thread cannot fail");
+    u64::try_from(usage.ru_majflt).unwrap_or(0)
 }
 
 /// The time of day.

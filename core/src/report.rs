@@ -177,6 +177,8 @@ fn shard_page(page: &mut Page, shard: &str, stats: &Stats) {
     let evictions = "Entries that made room for others";
     page.counter("milena_evictions_total", evictions, &[("tier", "memory"), shard[0]], memory.evictions);
     page.counter("milena_expirations_total", "Entries whose life ended", &shard, memory.expirations);
+    let faults = "Times that a core waited for a page from the disk without knowing";
+    page.counter("milena_core_major_faults_total", faults, &shard, stats.major_faults);
     if let Some(log) = &stats.log {
         log_page(page, shard, log);
     }
@@ -301,6 +303,7 @@ mod tests {
             "milena_memory_bytes{what=\"values\",shard=\"1\"} 0.0",
             "milena_memory_entries{shard=\"0\"} 7.0",
             "milena_evictions_total{tier=\"memory\",shard=\"0\"} 0",
+            "milena_core_major_faults_total{shard=\"0\"} 0",
             "milena_coalesced_requests_total 0",
             "milena_forwarded_requests_total 0",
             "milena_s3_inflight 0.0",

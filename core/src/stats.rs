@@ -23,6 +23,8 @@ pub struct Stats {
     pub keys_in_flight: u64,
     /// The memory tier: `milena_memory_bytes{what}`, `milena_memory_entries`, `milena_evictions_total{tier="memory"}`.
     pub memory: Figures,
+    /// Major page faults of the core's thread since its start, each a wait for the disk: `milena_core_major_faults_total`.
+    pub major_faults: u64,
     /// The log, where there is one: `milena_disk_bytes{what}`, `milena_log_segments{state}`, `milena_disk_degraded`.
     pub log: Option<log::Figures>,
 }

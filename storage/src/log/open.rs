@@ -140,6 +140,7 @@ pub(super) fn segment_path(dir: &Path, number: usize) -> PathBuf {
 /// [`OpenError`]; a damaged log is none, it begins empty.
 pub fn open(settings: &LogSettings) -> Result<Opened, OpenError> {
     let dir = &settings.dir;
+    allow_many_files();
     fs::create_dir_all(dir).map_err(failed(dir, "make"))?;
     let lock = take_lock(dir)?;
     let (before, discarded) = read_superblock(settings)?;
@@ -202,6 +203,17 @@ fn make_usable(dir: &Path, found: &mut Found, files: &mut Vec<File>, wanted_coun
         files.extend(more);
     }
     Ok(())
+}
+
+/// Each segment is open twice, and the limit that a shell sets is 1,024: it is raised to what this process may have.
+fn allow_many_files() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: points to one limit.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: points to one limit. Where it is refused, opening the files will say so.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    }
 }
 
 fn failed<'a>(path: &'a Path, operation: &'static str) -> impl FnOnce(io::Error) -> OpenError + 'a {
