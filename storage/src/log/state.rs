@@ -95,6 +95,10 @@ pub(super) struct State {
     /// counts as durable.
     blocking: BTreeSet<SegmentNumber>,
     next_generation: u64,
+    /// Segments by what is asked for with every change: those that may be opened, are being emptied, are surplus and full.
+    free_count: usize,
+    reclaiming_count: usize,
+    surplus_count: usize,
     pub(super) counts: Counts,
 }
 
@@ -198,7 +202,12 @@ impl State {
     pub(super) fn new(found: Found) -> Self {
         let Found { log_id, segment_bytes, segments, index, next_sequence, next_generation, footers_kept } = found;
         assert!(next_sequence >= 1);
+        let is_usable = |segment: &&Segment| segment.state == SegmentState::Free && !segment.is_surplus;
+        let is_surplus = |segment: &&Segment| segment.state == SegmentState::Sealed && segment.is_surplus;
         Self {
+            free_count: segments.iter().filter(is_usable).count(),
+            reclaiming_count: 0,
+            surplus_count: segments.iter().filter(is_surplus).count(),
             log_id,
             segment_bytes,
             segments: segments.into(),
@@ -403,6 +412,7 @@ impl State {
         self.close(class);
         let is_usable = |segment: &Segment| segment.state == SegmentState::Free && !segment.is_surplus;
         let number = self.segments.iter().position(is_usable).expect("one is free");
+        self.free_count -= 1;
         let generation = self.take_generation();
         let first_sequence = self.next_sequence;
         self.segments[number] = Segment { state: SegmentState::Open, generation, first_sequence, ..Segment::FREE };
@@ -594,6 +604,8 @@ impl State {
         self.leaks -= u32::from(has_leaked);
         let state = if write_failed { SegmentState::Bad } else { SegmentState::Free };
         self.segments[usize::from(number)] = Segment { state, generation, is_surplus, write_failed, ..Segment::FREE };
+        self.reclaiming_count -= 1;
+        self.free_count += usize::from(state == SegmentState::Free && !is_surplus);
         self.counts.reclaimed += 1;
     }
 
@@ -641,7 +653,10 @@ impl State {
 
     /// Begins to empty a segment.
     pub(super) fn begin_reclaiming(&mut self, number: SegmentNumber) {
-        self.segments[usize::from(number)].state = SegmentState::Reclaiming;
+        let segment = &mut self.segments[usize::from(number)];
+        segment.state = SegmentState::Reclaiming;
+        self.reclaiming_count += 1;
+        self.surplus_count -= usize::from(segment.is_surplus);
     }
 
     /// Gives up emptying a segment. Records that were evicted from it stay on disk, with nothing that says so; until it
@@ -650,6 +665,8 @@ impl State {
         let segment = &mut self.segments[usize::from(number)];
         segment.state = SegmentState::Sealed;
         segment.is_stubborn = true;
+        self.reclaiming_count -= 1;
+        self.surplus_count += usize::from(segment.is_surplus);
         self.leak(number);
         // Nobody can be told any more that anything is durable.
         self.is_offline |= self.blocking.contains(&number);
@@ -665,8 +682,8 @@ impl State {
         self.leaks += u32::from(!std::mem::replace(has_leaked, true));
     }
 
-    fn is_reclaiming(&self) -> bool {
-        self.segments.iter().any(|segment| segment.state == SegmentState::Reclaiming)
+    pub(super) fn is_reclaiming(&self) -> bool {
+        self.reclaiming_count > 0
     }
 
     /// Whether a record may be on disk, outside `number`, that neither the index nor a tombstone knows.
@@ -704,12 +721,12 @@ impl State {
 
     /// Segments that may be opened.
     pub(super) fn free_count(&self) -> usize {
-        self.segments.iter().filter(|segment| segment.state == SegmentState::Free && !segment.is_surplus).count()
+        self.free_count
     }
 
     /// Whether there is a segment to be emptied because the log should be smaller.
     pub(super) fn has_surplus(&self) -> bool {
-        self.segments.iter().any(|segment| segment.is_surplus && segment.state == SegmentState::Sealed)
+        self.surplus_count > 0
     }
 
     /// Whether voids are on their way, so that segments will be free without doing more.

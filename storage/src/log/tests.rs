@@ -666,7 +666,18 @@ impl Model {
     }
 }
 
+/// What the state counts is what a look at the segments says.
+fn check_counts(bench: &Bench, context: &str) {
+    let state = bench.log.state.borrow();
+    let count = |wanted: SegmentState| state.segments.iter().filter(|segment| segment.state == wanted).count();
+    assert_eq!(state.free_count(), count(SegmentState::Free), "{context}");
+    assert_eq!(state.is_reclaiming(), count(SegmentState::Reclaiming) > 0, "{context}");
+    let live: u64 = state.segments.iter().map(|segment| u64::from(segment.live_count)).sum();
+    assert_eq!(live, state.index.len() as u64, "{context}");
+}
+
 fn check_all(bench: &mut Bench, model: &mut Model, is_after_crash: bool, context: &str) -> usize {
+    check_counts(bench, context);
     let mut found_count = 0;
     for key in 0..model.keys.len() {
         let found = bench.get(&format!("k{key}"));
@@ -686,6 +697,9 @@ fn model_run(seed: u64, steps: u64, with_faults: bool) {
     let mut last = None;
     for step in 0..steps {
         let context = format!("MILENA_SEED={seed} step {step}");
+        if step % 100 == 0 {
+            check_counts(&bench, &context);
+        }
         let key = random.below(KEYS as u64) as usize;
         let name = format!("k{key}");
         match random.below(1000) {
