@@ -21,7 +21,10 @@ use milena_net::{
     log::Log,
     settings::{self, SIZES, SettingError, Size, number, read, size, written},
 };
-use milena_storage::object::{PoolSizes, S3Flags, StoreConfig, StoreConfigError, StoreSettings};
+use milena_storage::{
+    log::LOG_BYTES_MIN,
+    object::{PoolSizes, S3Flags, StoreConfig, StoreConfigError, StoreSettings},
+};
 
 /// What a core needs at least, in bytes: below that, connection buffers would leave nothing for entries.
 pub const CORE_MEMORY_BYTES_MIN: u64 = 16 << 20;
@@ -80,7 +83,7 @@ pub struct Config {
     /// Where the node keeps what must outlive it (./milena-data). Several nodes may share it: each uses node-PORT in it.
     #[arg(long, env, value_name = "DIRECTORY")]
     pub data_dir: Option<String>,
-    /// Disk for the tier between memory and the store; only 0 in this version (0).
+    /// Disk for the tier between memory and the store, shared by the cores (0 = no such tier); needs a store.
     #[arg(long, env, value_name = "SIZE")]
     pub disk: Option<String>,
     /// The truth: s3://bucket/prefix, file:///directory, or none = memory only (file:// DATA_DIR/store, for all nodes that share it).
@@ -104,7 +107,7 @@ pub struct Config {
     /// Writes to the store that may be under way at once (32).
     #[arg(long, env, value_name = "COUNT")]
     pub s3_write_threads: Option<String>,
-    /// When a write is acknowledged (through): through = the store has it; back needs the disk tier of a later version.
+    /// When a write is acknowledged (through): through = the store has it; back comes with a later version.
     #[arg(long, env, value_name = "through|back")]
     pub write_mode: Option<String>,
     /// /metrics, /health and /ready on the address listened on (9091; 0 = off; auto = any free port, said in the log).
@@ -143,6 +146,8 @@ pub struct Settings {
     pub spin: Duration,
     /// Memory of all cores together, in bytes.
     pub memory_bytes: u64,
+    /// Bytes of disk for all cores together; 0 = no disk tier. Above 0 only where there is a store.
+    pub disk_bytes: u64,
     /// Entries of all cores together; `None` = as many as fit.
     pub entries_max: Option<u64>,
     /// How long a cached copy is believed; `None` = for ever.
@@ -217,12 +222,19 @@ pub enum ConfigError {
     },
     /// A setting of the store.
     Store(StoreConfigError),
-    /// `WRITE_MODE=back`, which needs what this version does not have.
-    WriteModeNeedsDisk,
-    /// `DISK` above 0, which this version does not have.
-    DiskNotYet {
-        /// The value.
-        found: String,
+    /// `WRITE_MODE=back`, which this version does not have.
+    WriteModeBackNotYet,
+    /// `DISK` above 0, and `STORE=none`, which this version does not have.
+    DiskNeedsStore {
+        /// Bytes given.
+        disk_bytes: u64,
+    },
+    /// Not enough disk for so many cores.
+    DiskTooSmall {
+        /// Bytes given.
+        disk_bytes: u64,
+        /// Cores to share them.
+        cores: usize,
     },
 }
 
@@ -241,13 +253,14 @@ impl Config {
             check_apart(first, cores, "--metrics-port", metrics.port())?;
         }
         let data_dir = PathBuf::from(written(&self.data_dir).unwrap_or("./milena-data"));
-        self.check_disk()?;
+        self.check_write_mode()?;
 
         let seconds = || format!("seconds from 0 to {}", u32::MAX);
         let believed_seconds =
             number("--ttl-seconds", &self.ttl_seconds, 0..=u32::MAX.into(), seconds)?.unwrap_or(3600);
         let spin = || format!("microseconds from 0 to {SPIN_US_MAX}");
         let entries = || "a count of entries, 0 = limited by bytes only".to_owned();
+        let store = self.store(&data_dir)?;
         Ok(Settings {
             listen,
             routers: self.routers()?,
@@ -266,7 +279,8 @@ impl Config {
             believed: (believed_seconds > 0).then(|| Duration::from_secs(believed_seconds)),
             value_bytes_max: settings::value_bytes_max(&self.value_max)?,
             node_dir: data_dir.join(format!("node-{}", listen.port())),
-            store: self.store(&data_dir)?,
+            disk_bytes: self.disk_bytes(cores, &store)?,
+            store,
             store_threads: self.store_threads()?,
             metrics,
             drain: settings::drain(&self.drain_seconds)?,
@@ -315,24 +329,28 @@ impl Config {
         Ok(routers)
     }
 
-    fn check_disk(&self) -> Result<(), ConfigError> {
-        let disk_bytes = read("--disk", &self.disk, SIZES, size)?.unwrap_or(0);
+    fn check_write_mode(&self) -> Result<(), ConfigError> {
         match written(&self.write_mode).map(str::to_ascii_lowercase).as_deref() {
-            None | Some("through") => {}
-            Some("back") => return Err(ConfigError::WriteModeNeedsDisk),
-            Some(_) => {
-                return Err(SettingError::Illegal {
-                    flag: "--write-mode",
-                    found: written(&self.write_mode).unwrap_or_default().to_owned(),
-                    allowed: "through or back".to_owned(),
-                }
-                .into());
+            None | Some("through") => Ok(()),
+            Some("back") => Err(ConfigError::WriteModeBackNotYet),
+            Some(_) => Err(SettingError::Illegal {
+                flag: "--write-mode",
+                found: written(&self.write_mode).unwrap_or_default().to_owned(),
+                allowed: "through or back".to_owned(),
             }
+            .into()),
         }
-        if disk_bytes > 0 {
-            return Err(ConfigError::DiskNotYet { found: written(&self.disk).unwrap_or_default().to_owned() });
+    }
+
+    fn disk_bytes(&self, cores: usize, store: &StoreConfig) -> Result<u64, ConfigError> {
+        let disk_bytes = read("--disk", &self.disk, SIZES, size)?.unwrap_or(0);
+        if disk_bytes > 0 && *store == StoreConfig::None {
+            return Err(ConfigError::DiskNeedsStore { disk_bytes });
         }
-        Ok(())
+        if disk_bytes > 0 && disk_bytes / (cores as u64) < LOG_BYTES_MIN {
+            return Err(ConfigError::DiskTooSmall { disk_bytes, cores });
+        }
+        Ok(disk_bytes)
     }
 
     fn store(&self, data_dir: &Path) -> Result<StoreConfig, ConfigError> {
@@ -430,13 +448,22 @@ impl fmt::Display for ConfigError {
                 usize::from(*first) + cores - 1
             ),
             Self::Store(error) => error.fmt(f),
-            Self::WriteModeNeedsDisk => f.write_str(
-                "--write-mode back: needs the disk tier, which a later version has; allowed is through, where a write is in \
-                 the store when it is acknowledged",
+            Self::WriteModeBackNotYet => f.write_str(
+                "--write-mode back: comes with a later version; allowed is through, where a write is in the store when it \
+                 is acknowledged",
             ),
-            Self::DiskNotYet { found } => {
-                write!(f, "--disk {found}: the disk tier comes with a later version; allowed is 0")
-            }
+            Self::DiskNeedsStore { disk_bytes } => write!(
+                f,
+                "--disk {}: without a store the disk tier comes with a later version; set STORE, or DISK to 0",
+                Size(*disk_bytes)
+            ),
+            Self::DiskTooSmall { disk_bytes, cores } => write!(
+                f,
+                "--disk {}: {cores} cores need at least {} ({} each); raise DISK or lower CORES",
+                Size(*disk_bytes),
+                Size(*cores as u64 * LOG_BYTES_MIN),
+                Size(LOG_BYTES_MIN),
+            ),
         }
     }
 }
@@ -660,13 +687,21 @@ mod tests {
 
     #[test]
     fn what_needs_the_disk_tier_is_refused_before_anything_can_be_lost() {
-        assert!(settings(&["DISK=0", "WRITE_MODE=through"]).is_ok());
+        assert_eq!(settings(&["DISK=0", "WRITE_MODE=through"]).unwrap().disk_bytes, 0);
+        assert_eq!(settings(&["DISK=10GiB"]).unwrap().disk_bytes, 10 << 30);
         assert_eq!(
             refused(&["WRITE_MODE=back"]),
-            "--write-mode back: needs the disk tier, which a later version has; allowed is through, where a write is in the \
-             store when it is acknowledged"
+            "--write-mode back: comes with a later version; allowed is through, where a write is in the store when it is \
+             acknowledged"
         );
-        assert_eq!(refused(&["DISK=10GiB"]), "--disk 10GiB: the disk tier comes with a later version; allowed is 0");
+        assert_eq!(
+            refused(&["DISK=10GiB", "STORE=none"]),
+            "--disk 10GiB: without a store the disk tier comes with a later version; set STORE, or DISK to 0"
+        );
+        assert_eq!(
+            refused(&["DISK=1MiB", "CORES=2"]),
+            "--disk 1MiB: 2 cores need at least 1536KiB (768KiB each); raise DISK or lower CORES"
+        );
     }
 
     #[test]

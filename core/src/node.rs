@@ -44,9 +44,10 @@ use milena_net::{
     task,
     tcp::{self, ListenError, ListenOptions, Listener},
 };
-use milena_proto::{generated::DESCRIPTORS, limits, router_server::JoinRequest};
+use milena_proto::{generated::DESCRIPTORS, limits, placement, router_server::JoinRequest};
 use milena_storage::{
     Error, Timestamp,
+    log::{self, Disk, Keeper, Log, LogSettings, OpenError, Opened},
     object::{self, Object, Pools, StoreConfig},
 };
 
@@ -63,6 +64,7 @@ use crate::{
     service::{CacheService, ServiceSettings},
     shard::{ABSENT_MS_DEFAULT, Shard, ShardSettings},
     shards::Shards,
+    stats::Stats,
 };
 
 /// Connections of one core, on each of its ports; more are closed as they come.
@@ -99,6 +101,7 @@ pub struct Running {
 pub enum StartError {
     Probe(ProbeError),
     NodeDir(NodeDirError),
+    Disk(OpenError),
     Listen(ListenError),
     Store(Error),
     Threads(io::Error),
@@ -130,6 +133,7 @@ pub fn stage_limits(drain: Duration) -> StageLimits {
 pub fn start(settings: &Settings, shutdown: &Shutdown) -> Result<Running, StartError> {
     cores::probe().map_err(StartError::Probe)?;
     let node_dir = NodeDir::open(&settings.node_dir, now()).map_err(StartError::NodeDir)?;
+    let logs = open_logs(settings, node_dir.identity.incarnation)?;
     let common = tcp::listen_on_all(settings.listen, settings.cores).map_err(StartError::Listen)?;
     let own = listen_for_each(settings).map_err(StartError::Listen)?;
     let addr = common[0].local_addr();
@@ -159,14 +163,15 @@ pub fn start(settings: &Settings, shutdown: &Shutdown) -> Result<Running, StartE
         tenures: Tenures { cores: tell },
         asks,
     });
-    let each = message::mesh(settings.cores).into_iter().zip(reports).zip(told).zip(common).zip(own);
-    let mut parts = each.map(|((((ends, reports), told), common), own)| Part {
+    let each = message::mesh(settings.cores).into_iter().zip(reports).zip(told).zip(common).zip(own).zip(logs);
+    let mut parts = each.map(|(((((ends, reports), told), common), own), log)| Part {
         ends,
         reports,
         told,
         ask: ask.clone(),
         common,
         own,
+        log,
         pools: pools.clone(),
         complain: complain.clone(),
         core_0: core_0.take(),
@@ -273,9 +278,10 @@ fn say_started(
     let page = metrics_addr.map_or_else(|| "off".to_owned(), |page| page.to_string());
     let write_mode = if settings.store == StoreConfig::None { "memory" } else { "through" };
     tracing::info!(
-        "serving on {addr}, {} on{ports}; memory {}, store {}, write mode {write_mode}, metrics {page}, node {}",
+        "serving on {addr}, {} on{ports}; memory {}, disk {}, store {}, write mode {write_mode}, metrics {page}, node {}",
         if settings.cores == 1 { "1 core".to_owned() } else { format!("{} cores", settings.cores) },
         Size(settings.memory_bytes),
+        Size(settings.disk_bytes),
         settings.store,
         identity.node_id,
     );
@@ -295,6 +301,7 @@ struct Part {
     ask: mesh::Sender<Ask>,
     common: Listener,
     own: Listener,
+    log: Option<Opened>,
     pools: Option<Arc<Pools>>,
     complain: mesh::Sender<Complaint>,
     /// What only one core does.
@@ -319,13 +326,21 @@ type CacheServer = Server<CacheService<Object>>;
 impl Part {
     /// A core's life, from the first connection to its counters.
     async fn run(self, core: usize, mut participant: Participant) -> Report {
-        let Self { ends, reports, told, ask, common, own, pools, complain, core_0, shutdown, incarnation, settings } =
-            self;
+        let Self { ends, reports, told, ask, common, own, log, .. } = self;
+        let Self { pools, complain, core_0, shutdown, incarnation, settings, .. } = self;
         let store = pools.map(Object::new).map(|(object, answers)| {
             task::spawn(answers.run());
             object
         });
-        let shard = Shard::new(shard_settings(&settings, core, incarnation), store.clone());
+        let log = match log {
+            Some(opened) => DiskTier::begin(core, opened, index_bytes_max(&settings)).await,
+            None => None,
+        };
+        let shard_settings = shard_settings(&settings, core, incarnation);
+        let shard = match (&log, &store) {
+            (Some(tier), Some(store)) => Shard::with_log(shard_settings, store.clone(), Rc::clone(&tier.log)),
+            _ => Shard::new(shard_settings, store.clone()),
+        };
         let (shards, mesh) = Shards::new(ends, Rc::clone(&shard));
         task::spawn(mesh);
         task::spawn(tidy(Rc::clone(&shard)));
@@ -346,7 +361,7 @@ impl Part {
         let count = {
             let (shard, service, store) = (shard, Rc::clone(&service), store.clone());
             move || Report {
-                stats: shard.report(),
+                stats: Stats { major_faults: major_faults(), ..shard.report() },
                 calls: service.calls(),
                 store: store.as_ref().map(Object::counters).unwrap_or_default(),
             }
@@ -389,8 +404,11 @@ impl Part {
                         continue; // That stage has nothing to do here.
                     }
                 }
-                // There is no log on disk yet.
-                Stage::Seal => {}
+                Stage::Seal => {
+                    if let Some(tier) = &log {
+                        tier.seal().await;
+                    }
+                }
                 Stage::Part => servers.iter().for_each(|server| server.end()),
             }
             participant.done(stage);
@@ -399,12 +417,103 @@ impl Part {
     }
 }
 
+/// One core's log, under way.
+struct DiskTier {
+    core: usize,
+    log: Rc<Log<Disk>>,
+    keeper: RefCell<Option<Keeper>>,
+    ended: RefCell<Option<oneshot::Receiver<()>>>,
+}
+
+impl DiskTier {
+    /// Takes a log over. Without it the core serves from memory and the store.
+    async fn begin(core: usize, opened: Opened, index_bytes_max: usize) -> Option<Self> {
+        let (log, keeper) = match Log::new(opened, index_bytes_max).await {
+            Ok(parts) => parts,
+            Err(error) => {
+                tracing::error!("log: core {core} cannot open its segments: {error}; serving without the disk tier");
+                return None;
+            }
+        };
+        let (tell_ended, ended) = oneshot::channel();
+        let run = Rc::clone(&log).run();
+        task::spawn(async move {
+            run.await;
+            // Nobody waits where the stage has run out of time.
+            let _ = tell_ended.send(());
+        });
+        Some(Self { core, log, keeper: RefCell::new(Some(keeper)), ended: RefCell::new(Some(ended)) })
+    }
+
+    /// Writes what is left, and the index, so that the next start need not read the log.
+    async fn seal(&self) {
+        self.log.stop();
+        let ended = self.ended.take();
+        if let Some(ended) = ended {
+            // Gone without a word is gone.
+            let _ = ended.await;
+        }
+        let keeper = self.keeper.take();
+        if let Some(Err(error)) = keeper.map(|keeper| keeper.save(&self.log)) {
+            tracing::warn!("log: core {}: {error}; the next start will read the log instead", self.core);
+        }
+    }
+}
+
+/// A log for each core, opened one after the other, or none at all.
+fn open_logs(settings: &Settings, incarnation: u64) -> Result<Vec<Option<Opened>>, StartError> {
+    let count = u16::try_from(settings.cores).expect("at most CORES_MAX");
+    let open = |core: u16| {
+        if settings.disk_bytes == 0 {
+            return Ok(None);
+        }
+        let begun = Instant::now();
+        let opened = log::open(&LogSettings {
+            dir: settings.node_dir.join(format!("log-{core:03}")),
+            core,
+            core_count: count,
+            disk_bytes: settings.disk_bytes / u64::from(count),
+            new_log_id: placement::mix64(incarnation ^ u64::from(core).rotate_left(48)),
+        });
+        let opened = opened.map_err(StartError::Disk)?;
+        say_opened(core, &opened.opening, begun.elapsed());
+        Ok(Some(opened))
+    };
+    (0..count).map(open).collect()
+}
+
+fn say_opened(core: u16, opening: &log::Opening, took: Duration) {
+    if let Some(why) = &opening.discarded {
+        tracing::warn!("log: core {core} begins with an empty log: {why}");
+    }
+    if opening.segments_missing > 0 {
+        let missing = opening.segments_missing;
+        tracing::warn!("log: core {core} has {} segments, and no space for {missing} more", opening.segments);
+    }
+    let how = if opening.is_from_index { "from the index of a clean stop" } else { "from the segments" };
+    tracing::info!("log: core {core} found {} entries in {took:.1?} {how}", opening.entries);
+}
+
+/// The share of a core's memory that the index of its log may take. Memory for entries is less by what it is planned to.
+const INDEX_SHARE_MAX: u64 = 4;
+
+/// What is planned for: this many bytes of index for each [`PLANNED_RECORD_BYTES`] of disk.
+const PLANNED_INDEX_BYTES: u64 = 12;
+
+/// Bytes of disk for each entry, as planned.
+const PLANNED_RECORD_BYTES: u64 = 1024;
+
+fn index_bytes_max(settings: &Settings) -> usize {
+    usize::try_from(settings.memory_bytes / settings.cores as u64 / INDEX_SHARE_MAX).unwrap_or(usize::MAX)
+}
+
 fn shard_settings(settings: &Settings, core: usize, incarnation: u64) -> ShardSettings {
     let share = |all: u64| usize::try_from(all.div_ceil(settings.cores as u64)).unwrap_or(usize::MAX);
+    let planned_index_bytes = share(settings.disk_bytes / PLANNED_RECORD_BYTES * PLANNED_INDEX_BYTES);
     ShardSettings {
         core,
         core_count: settings.cores,
-        memory_bytes: share(settings.memory_bytes),
+        memory_bytes: share(settings.memory_bytes) - planned_index_bytes.min(index_bytes_max(settings)),
         entries_max: settings.entries_max.map_or(0, share),
         believed_ms: settings.believed.map(|believed| believed.as_millis().try_into().unwrap_or(u64::MAX)),
         absent_ms: ABSENT_MS_DEFAULT,
@@ -597,6 +706,16 @@ impl Answers for NodePage {
     }
 }
 
+/// Major page faults of this thread since it began.
+fn major_faults() -> u64 {
+    // SAFETY: all zeros is a usage.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: points to one usage.
+    let got = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+    assert_eq!(got, 0, "getrusage of this thread cannot fail");
+    u64::try_from(usage.ru_majflt).unwrap_or(0)
+}
+
 /// The time of day.
 fn now() -> Timestamp {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -626,6 +745,7 @@ impl fmt::Display for StartError {
         match self {
             Self::Probe(error) => error.fmt(f),
             Self::NodeDir(error) => error.fmt(f),
+            Self::Disk(error) => error.fmt(f),
             Self::Listen(error) => error.fmt(f),
             Self::Store(error) => error.fmt(f),
             Self::Threads(error) => {

@@ -14,7 +14,10 @@ use milena_net::{
     grpc::status::Code,
     metrics::{Latency, Page},
 };
-use milena_storage::object::{self, Request};
+use milena_storage::{
+    log,
+    object::{self, Request},
+};
 
 use crate::stats::Stats;
 
@@ -32,6 +35,8 @@ pub enum Op {
 pub enum Depth {
     /// Memory answered, or took the write where there is no store.
     Memory,
+    /// The log on disk did.
+    Log,
     /// The store did.
     Store,
     /// There is no value, or the call failed.
@@ -39,7 +44,8 @@ pub enum Depth {
 }
 
 const OPS: [(Op, &str); 3] = [(Op::Get, "get"), (Op::Put, "put"), (Op::Delete, "delete")];
-const DEPTHS: [(Depth, &str); 3] = [(Depth::Memory, "memory"), (Depth::Store, "s3"), (Depth::None, "none")];
+const DEPTHS: [(Depth, &str); 4] =
+    [(Depth::Memory, "memory"), (Depth::Log, "disk"), (Depth::Store, "s3"), (Depth::None, "none")];
 const CODE_COUNT: usize = Code::Unauthenticated as usize + 1;
 
 /// One core's calls since its start: 6 KiB of numbers.
@@ -92,6 +98,7 @@ impl Report {
         let mut sum = Self::default();
         for Self { stats, calls, store } in reports {
             sum.stats.hits_memory += stats.hits_memory;
+            sum.stats.hits_log += stats.hits_log;
             sum.stats.hits_store += stats.hits_store;
             sum.stats.misses += stats.misses;
             sum.stats.coalesced += stats.coalesced;
@@ -143,7 +150,7 @@ fn calls_page(page: &mut Page, calls: &Calls) {
 }
 
 fn hits_page(page: &mut Page, stats: &Stats) {
-    for (tier, hits) in [("memory", stats.hits_memory), ("s3", stats.hits_store)] {
+    for (tier, hits) in [("memory", stats.hits_memory), ("disk", stats.hits_log), ("s3", stats.hits_store)] {
         page.counter("milena_cache_hits_total", "Gets that found a value, by who had it", &[("tier", tier)], hits);
     }
     page.counter("milena_cache_misses_total", "Gets that found nothing", &[], stats.misses);
@@ -170,6 +177,54 @@ fn shard_page(page: &mut Page, shard: &str, stats: &Stats) {
     let evictions = "Entries that made room for others";
     page.counter("milena_evictions_total", evictions, &[("tier", "memory"), shard[0]], memory.evictions);
     page.counter("milena_expirations_total", "Entries whose life ended", &shard, memory.expirations);
+    let faults = "Times that a core waited for a page from the disk without knowing";
+    page.counter("milena_core_major_faults_total", faults, &shard, stats.major_faults);
+    if let Some(log) = &stats.log {
+        log_page(page, shard, log);
+    }
+}
+
+fn log_page(page: &mut Page, shard: [(&'static str, &str); 1], log: &log::Figures) {
+    for (what, bytes) in [("capacity", log.capacity_bytes), ("used", log.used_bytes), ("live", log.live_bytes)] {
+        let help = "Disk of a shard's log: all of it, records, and records that are the newest of their key (about)";
+        page.gauge("milena_disk_bytes", help, &[("what", what), shard[0]], bytes as f64);
+    }
+    for (what, bytes) in [("index", log.index_bytes), ("held", log.held_bytes)] {
+        let help = "Memory of a shard's log: the index, and all that is held";
+        page.gauge("milena_disk_memory_bytes", help, &[("what", what), shard[0]], bytes as f64);
+    }
+    for (state, count) in ["free", "open", "sealed", "reclaiming", "bad"].into_iter().zip(log.segments) {
+        let help = "Segments of a shard's log";
+        page.gauge("milena_log_segments", help, &[("state", state), shard[0]], f64::from(count));
+    }
+    page.gauge("milena_disk_entries", "Entries on disk", &shard, log.entries as f64);
+    let degraded = "1 where the disk, or a part of it, is not used any more because it failed";
+    page.gauge("milena_disk_degraded", degraded, &shard, f64::from(u8::from(log.is_degraded)));
+    let evictions = "Entries that made room for others";
+    page.counter("milena_evictions_total", evictions, &[("tier", "disk"), shard[0]], log.counts.evictions);
+    for (what, bytes) in [
+        ("appended", log.counts.appended_bytes),
+        ("carried", log.counts.carried_bytes),
+        ("written", log.counts.written_bytes),
+    ] {
+        let help = "Bytes of new records, of records copied to make room, and all that was written";
+        page.counter("milena_log_bytes_total", help, &[("what", what), shard[0]], bytes);
+    }
+    for (what, count) in [
+        ("read", log.counts.read_errors),
+        ("write", log.counts.write_errors),
+        ("corrupt", log.counts.corrupt),
+        ("dropped", log.counts.fills_dropped),
+    ] {
+        let help = "Reads, writes and syncs that failed, records that were not as written, fills without room";
+        page.counter("milena_log_errors_total", help, &[("what", what), shard[0]], count);
+    }
+    for (source, count) in
+        [("buffer", log.counts.reads_buffered), ("page", log.counts.reads_resident), ("disk", log.counts.reads_ring)]
+    {
+        let help = "Records read, by where they were";
+        page.counter("milena_log_reads_total", help, &[("from", source), shard[0]], count);
+    }
 }
 
 fn store_page(page: &mut Page, store: &object::Counters) {
@@ -206,9 +261,10 @@ impl fmt::Display for Report {
         let Self { stats, calls, .. } = self;
         write!(
             f,
-            "{} gets ({} from memory, {} from the store, {} misses), {} puts, {} deletes, {} errors",
+            "{} gets ({} from memory, {} from disk, {} from the store, {} misses), {} puts, {} deletes, {} errors",
             calls.of(Op::Get),
             stats.hits_memory,
+            stats.hits_log,
             stats.hits_store,
             stats.misses,
             calls.of(Op::Put),
@@ -247,6 +303,7 @@ mod tests {
             "milena_memory_bytes{what=\"values\",shard=\"1\"} 0.0",
             "milena_memory_entries{shard=\"0\"} 7.0",
             "milena_evictions_total{tier=\"memory\",shard=\"0\"} 0",
+            "milena_core_major_faults_total{shard=\"0\"} 0",
             "milena_coalesced_requests_total 0",
             "milena_forwarded_requests_total 0",
             "milena_s3_inflight 0.0",
@@ -261,6 +318,9 @@ mod tests {
     #[test]
     fn the_last_words_count_all_cores() {
         let sum = Report::sum([&report(), &report()]);
-        assert_eq!(sum.to_string(), "4 gets (2 from memory, 0 from the store, 0 misses), 2 puts, 0 deletes, 2 errors");
+        assert_eq!(
+            sum.to_string(),
+            "4 gets (2 from memory, 0 from disk, 0 from the store, 0 misses), 2 puts, 0 deletes, 2 errors"
+        );
     }
 }

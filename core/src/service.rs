@@ -337,6 +337,7 @@ fn found(answer: Answer, now: Timestamp, complaints: &mesh::Sender<Complaint>) -
         Ok(Some(hit)) => {
             let depth = match hit.source {
                 Source::Memory => Depth::Memory,
+                Source::Log => Depth::Log,
                 Source::Store => Depth::Store,
             };
             Ok((hit_message(hit, now), depth))
@@ -359,6 +360,7 @@ fn hit_message(hit: Hit, now: Timestamp) -> Message {
     let value_bytes = value.len();
     let tier = match source {
         Source::Memory => WireTier::Memory,
+        Source::Log => WireTier::Disk,
         Source::Store => WireTier::S3,
     };
     let put_head = |head: &mut _| {

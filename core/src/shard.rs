@@ -4,9 +4,10 @@
 //!   get ── memory: hit ──────────────────────────────────────────────────▶ answer; no await, no copy, no lock
 //!     └── absent a moment ago ───────────────────────────────────────────▶ a miss
 //!     └── inflight ─┬ follow ── the leader's answer ─────────────────────▶ answer
-//!                   └ lead ── store ── fill memory, if the lease holds ──▶ answer, to all followers too
+//!                   └ lead ── log: a copy that is believed ── fill memory ▶ answer, to all followers too
+//!                        └── store ── fill memory and log, if the lease holds ▶ the same
 //!
-//!   put ── inflight: the key's turn ── store ── memory ──▶ answer          a write that has begun runs to its end
+//!   put ── inflight: the key's turn ── store ── log ── memory ──▶ answer   a write that has begun runs to its end
 //! ```
 //! Nothing in here spawns, reads a clock or blocks. What changes is in `RefCell`s that are borrowed inside synchronous
 //! functions only; what an await may have changed is checked again after it, which is what leases are for.
@@ -28,6 +29,7 @@ use milena_proto::{
 };
 use milena_storage::{
     Cause, Condition, Entry, Error, Found, Operation, Put, Tier, Timestamp, Version,
+    log::{self, Disk, Log},
     memory::{Figures, Lookup, Memory},
 };
 
@@ -75,6 +77,8 @@ pub struct ShardSettings {
 pub struct Shard<T> {
     settings: ShardSettings,
     store: Option<T>,
+    /// Between memory and the store; only where there is a store.
+    log: Option<Rc<Log<Disk>>>,
     memory: RefCell<Memory>,
     absences: RefCell<Absences>,
     inflight: Rc<Inflight>,
@@ -118,6 +122,8 @@ pub struct Hit {
 pub enum Source {
     /// This core's memory.
     Memory,
+    /// This core's log on disk.
+    Log,
     /// The store, also where it only said that memory's copy is still the current one.
     Store,
 }
@@ -208,21 +214,30 @@ impl<T: Tier + 'static> Shard<T> {
     /// A shard with nothing in memory, above `store`.
     #[must_use]
     pub fn new(settings: ShardSettings, store: Option<T>) -> Rc<Self> {
-        Self::with_rules(settings, store, Rules::ALL)
+        Self::with_rules(settings, store, None, Rules::ALL)
+    }
+
+    /// The same with a log between memory and the store. No copy in the log is believed before the store has confirmed
+    /// it: while this node was away others may have written its keys, and a crash may have lost the newest.
+    #[must_use]
+    pub fn with_log(settings: ShardSettings, store: T, log: Rc<Log<Disk>>) -> Rc<Self> {
+        log.doubt_all();
+        Self::with_rules(settings, Some(store), Some(log), Rules::ALL)
     }
 
     /// The same without some of the rules that keep readers from stale values, for tests that must notice.
     #[cfg(feature = "rule-switches")]
     #[must_use]
     pub fn without_rules(settings: ShardSettings, store: Option<T>, rules: Rules) -> Rc<Self> {
-        Self::with_rules(settings, store, rules)
+        Self::with_rules(settings, store, None, rules)
     }
 
-    fn with_rules(settings: ShardSettings, store: Option<T>, rules: Rules) -> Rc<Self> {
+    fn with_rules(settings: ShardSettings, store: Option<T>, log: Option<Rc<Log<Disk>>>, rules: Rules) -> Rc<Self> {
         assert!(settings.core < settings.core_count);
         Rc::new(Self {
             settings,
             store,
+            log,
             memory: RefCell::new(Memory::new(settings.memory_bytes, settings.entries_max)),
             absences: RefCell::new(Absences::new(settings.absent_ms)),
             inflight: Inflight::new(rules),
@@ -252,8 +267,9 @@ impl<T: Tier + 'static> Shard<T> {
     ///
     /// The order, and what a crash leaves behind: first the store has it (a crash before: nothing, or a write whose
     /// outcome the caller does not know; a crash after: a value that was never acknowledged, as the caller must expect),
-    /// then memory, which does not survive anyway, then the answer. A write that failed, or whose outcome is unknown,
-    /// makes memory forget the key. A future that is dropped while it waits for its turn has written nothing; dropped
+    /// then the log (a crash before, or before it is on disk: an older copy, which nobody believes after a restart), then
+    /// memory, which does not survive anyway, then the answer. A write that failed, or whose outcome is unknown, makes
+    /// memory and log forget the key. A future that is dropped while it waits for its turn has written nothing; dropped
     /// later, the outcome is unknown: let it run to its end.
     ///
     /// # Errors
@@ -350,6 +366,9 @@ impl<T: Tier + 'static> Shard<T> {
     /// What was asked of the store before now fills nothing, and what is being written leaves nothing in memory.
     fn doubt_what_is_under_way(&self) {
         self.tenure.set(self.tenure.get() + 1);
+        if let Some(log) = &self.log {
+            log.doubt_all(); // All of it: to look for the keys that have moved would be to read the disk.
+        }
         self.absences.borrow_mut().forget_all();
         self.inflight.revoke_all();
     }
@@ -369,6 +388,7 @@ impl<T: Tier + 'static> Shard<T> {
     pub fn report(&self) -> Stats {
         Stats {
             memory: self.memory_figures(),
+            log: self.log.as_ref().map(|log| log.figures()),
             keys_in_flight: self.keys_in_flight() as u64,
             ..self.stats.borrow().clone()
         }
@@ -408,6 +428,7 @@ impl<T: Tier + 'static> Shard<T> {
         let mut stats = self.stats.borrow_mut();
         match &answer {
             Ok(Some(Hit { source: Source::Memory, .. })) => stats.hits_memory += 1,
+            Ok(Some(Hit { source: Source::Log, .. })) => stats.hits_log += 1,
             Ok(Some(Hit { source: Source::Store, .. })) => stats.hits_store += 1,
             Ok(None) => stats.misses += 1,
             Err(_) => {}
@@ -451,10 +472,54 @@ impl<T: Tier + 'static> Shard<T> {
     }
 
     async fn lead(&self, store: &T, key: &Key, known: Option<Entry>, lease: Lease, now: Timestamp) -> Answer {
+        // A copy in memory that is not believed any more is as new as the log's.
+        let known = match (known, &self.log) {
+            (None, Some(log)) => match Rc::clone(log).get(key.clone(), now).await {
+                Some(copy) if copy.believed_until.is_none_or(|until| now < until) => {
+                    let answer = self.take_in_copy(key, copy, &lease, now);
+                    lease.settle(&answer);
+                    return answer;
+                }
+                copy => copy.map(|copy| copy.entry),
+            },
+            (known, _) => known,
+        };
         let found = store.get(key, known.as_ref().map(|entry| &entry.version), now).await;
-        let answer = self.take_in(key, found, known, &lease, now);
+        let answer = self.take_in(key, found.clone(), known, &lease, now);
+        self.log_what_was_found(key, found, &lease, now).await;
         lease.settle(&answer);
         answer
+    }
+
+    /// Fills memory with what the log has. Where the lease is gone, the rule of [`Shard::take_in`].
+    fn take_in_copy(&self, key: &Key, copy: log::Copy, lease: &Lease, now: Timestamp) -> Answer {
+        let mut memory = self.memory.borrow_mut();
+        if lease.may_fill() {
+            memory.insert(key.as_ref(), &copy.entry, copy.believed_until, now);
+        } else {
+            match memory.get(key.as_ref(), now) {
+                Lookup::Hit(entry) => return Ok(Some(Hit { entry, source: Source::Memory })),
+                Lookup::Stale(_) => memory.remove(key.as_ref()),
+                Lookup::Miss => {}
+            }
+        }
+        Ok(Some(Hit { entry: copy.entry, source: Source::Log }))
+    }
+
+    /// Brings the log up to date with what the store answered, as long as the lease holds.
+    async fn log_what_was_found(&self, key: &Key, found: Result<Found, Error>, lease: &Lease, now: Timestamp) {
+        let Some(log) = self.log.as_ref().filter(|_| lease.may_fill()) else { return };
+        let may_fill = || lease.may_fill();
+        match found {
+            Ok(Found::Entry(entry)) => {
+                let fill = Rc::clone(log).fill(key.clone(), entry, self.believed_until(now), now, may_fill);
+                if fill.await.is_err() && lease.may_fill() {
+                    log.forget(key.as_ref()); // What is there is older than what was found.
+                }
+            }
+            Ok(Found::Absent) => Rc::clone(log).delete_if(key.clone(), now, may_fill).await,
+            Ok(Found::Unchanged) | Err(_) => {}
+        }
     }
 
     /// Brings memory up to date with what the store answered, and answers.
@@ -499,7 +564,13 @@ impl<T: Tier + 'static> Shard<T> {
                 memory.insert(key.as_ref(), entry, self.believed_until(now), now);
             }
             (Ok(Found::Unchanged), Some(known)) => {
-                memory.restamp(key.as_ref(), &known.version, self.believed_until(now));
+                match memory.get(key.as_ref(), now) {
+                    // The log had it.
+                    Lookup::Miss => drop(memory.insert(key.as_ref(), known, self.believed_until(now), now)),
+                    Lookup::Hit(_) | Lookup::Stale(_) => {
+                        memory.restamp(key.as_ref(), &known.version, self.believed_until(now));
+                    }
+                }
                 self.stats.borrow_mut().revalidated += 1;
             }
             (Ok(Found::Absent), _) => {
@@ -520,6 +591,7 @@ impl<T: Tier + 'static> Shard<T> {
         match written {
             Ok(version) => {
                 let entry = Entry { value, version, expires };
+                self.log_written(key, &entry, now).await;
                 if self.tenure.get() == tenure {
                     self.memory.borrow_mut().insert(key.as_ref(), &entry, self.believed_until(now), now);
                     unfinished.finish();
@@ -540,6 +612,10 @@ impl<T: Tier + 'static> Shard<T> {
         let unfinished = Unfinished { shard: self, key, is_known: false };
         match store.delete(key, condition).await {
             Ok(()) => {
+                if let Some(log) = &self.log {
+                    // Nobody else changes the key meanwhile: it is our turn, and fills lost their leases to it.
+                    Rc::clone(log).delete_if(key.clone(), now, || true).await;
+                }
                 self.memory.borrow_mut().remove(key.as_ref());
                 self.absences.borrow_mut().remember(key, now);
                 unfinished.finish();
@@ -547,6 +623,15 @@ impl<T: Tier + 'static> Shard<T> {
                 Ok(())
             }
             Err(error) => Err(unfinished.fail(error)),
+        }
+    }
+
+    /// Puts what the store has into the log. The log may lack it, but then it must not have anything older.
+    async fn log_written(&self, key: &Key, entry: &Entry, now: Timestamp) {
+        let Some(log) = &self.log else { return };
+        let put = Rc::clone(log).put(key.clone(), entry.clone(), self.believed_until(now), now);
+        if put.await.is_err() {
+            log.forget(key.as_ref());
         }
     }
 
@@ -622,8 +707,8 @@ fn check_condition(
     Err(Refusal::Store(Error { operation, cause }))
 }
 
-/// A write of which the store has been told, or is about to be. Dropped, it makes memory forget the key: nobody knows
-/// what the store has.
+/// A write of which the store has been told, or is about to be. Dropped, it makes memory and log forget the key: nobody
+/// knows what the store has.
 struct Unfinished<'a, T> {
     shard: &'a Shard<T>,
     key: &'a Key,
@@ -648,6 +733,9 @@ impl<T> Drop for Unfinished<'_, T> {
     fn drop(&mut self) {
         if !self.is_known {
             self.shard.memory.borrow_mut().remove(self.key.as_ref());
+            if let Some(log) = &self.shard.log {
+                log.forget(self.key.as_ref());
+            }
         }
     }
 }

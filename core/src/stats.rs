@@ -1,12 +1,14 @@
 //! What a core counts. Plain numbers that the core owns; the metrics page gets copies.
 
-use milena_storage::memory::Figures;
+use milena_storage::{log, memory::Figures};
 
 /// One core's counters since its start, and its gauges.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
     /// Gets answered from memory: `milena_cache_hits_total{tier="memory"}`.
     pub hits_memory: u64,
+    /// Gets answered by the log: `milena_cache_hits_total{tier="disk"}`.
+    pub hits_log: u64,
     /// Gets answered by the store: `milena_cache_hits_total{tier="s3"}`.
     pub hits_store: u64,
     /// Gets that found nothing: `milena_cache_misses_total`.
@@ -21,4 +23,8 @@ pub struct Stats {
     pub keys_in_flight: u64,
     /// The memory tier: `milena_memory_bytes{what}`, `milena_memory_entries`, `milena_evictions_total{tier="memory"}`.
     pub memory: Figures,
+    /// Major page faults of the core's thread since its start, each a wait for the disk: `milena_core_major_faults_total`.
+    pub major_faults: u64,
+    /// The log, where there is one: `milena_disk_bytes{what}`, `milena_log_segments{state}`, `milena_disk_degraded`.
+    pub log: Option<log::Figures>,
 }

@@ -39,10 +39,10 @@ fn a_setting_that_makes_no_sense_is_one_line_and_exit_code_2() {
         (
             "WRITE_MODE",
             "back",
-            "milena-cache: --write-mode back: needs the disk tier, which a later version has; allowed is through, where a \
-             write is in the store when it is acknowledged\n",
+            "milena-cache: --write-mode back: comes with a later version; allowed is through, where a write is in the \
+             store when it is acknowledged\n",
         ),
-        ("DISK", "1GiB", "milena-cache: --disk 1GiB: the disk tier comes with a later version; allowed is 0\n"),
+        ("DISK", "x", "milena-cache: --disk x: allowed is bytes, or a number with KiB, MiB, GiB or TiB\n"),
         ("LOG_FORMAT", "xml", "milena-cache: --log-format xml: not a format; allowed are text and json\n"),
     ] {
         let output = cache(&dir, &[(variable, value)]).output().unwrap();

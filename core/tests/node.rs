@@ -143,6 +143,79 @@ fn a_value_is_the_same_on_every_port_and_after_a_restart() {
     stop(node);
 }
 
+/// A node with a log on disk, and memory for one entry on each core.
+fn start_with_disk(dir: &Path) -> Running {
+    start(dir, |config| {
+        config.disk = Some("8MiB".to_owned());
+        config.lru_size = Some("2".to_owned());
+    })
+}
+
+/// A figure of the page, added up over the shards.
+fn figure(node: &Running, name: &str) -> f64 {
+    let (_, body) = page(node, "/metrics");
+    let lines = body.lines().filter(|line| line.starts_with(name) && !line.starts_with('#'));
+    lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+}
+
+#[test]
+fn what_memory_has_no_room_for_is_answered_from_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start_with_disk(dir.path());
+    let keys: Vec<Vec<u8>> = (0..20).map(|index| format!("key {index}").into_bytes()).collect();
+    for key in &keys {
+        put(node.addr, put_request(key, key)).unwrap();
+    }
+    let mut from_disk = 0;
+    for key in &keys {
+        let found = get(node.addr, key).unwrap();
+        assert_eq!(&*found.value, &**key);
+        assert_ne!(found.tier(), Tier::S3);
+        from_disk += i32::from(found.tier() == Tier::Disk);
+    }
+    assert!(from_disk >= 18, "{from_disk}");
+    assert_eq!(figure(&node, "milena_cache_hits_total{tier=\"disk\"}"), f64::from(from_disk));
+    assert_eq!(figure(&node, "milena_disk_entries"), 20.0);
+    assert_eq!(figure(&node, "milena_disk_degraded"), 0.0);
+
+    // A delete and a new value hold on disk too.
+    delete(node.addr, delete_request(&keys[0])).unwrap();
+    put(node.addr, put_request(&keys[1], b"new")).unwrap();
+    for key in &keys[2..] {
+        assert!(get(node.addr, key).unwrap().successful);
+    }
+    assert!(!get(node.addr, &keys[0]).unwrap().successful);
+    let found = get(node.addr, &keys[1]).unwrap();
+    assert_eq!((&*found.value, found.tier()), (&b"new"[..], Tier::Disk));
+    stop(node);
+}
+
+#[test]
+fn after_a_restart_the_disk_is_asked_first_and_believed_when_the_store_agrees() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start_with_disk(dir.path());
+    for key in [b"a", b"b", b"c"] {
+        put(node.addr, put_request(key, b"old")).unwrap();
+    }
+    stop(node);
+
+    // Meanwhile somebody else writes, without a disk.
+    let other = start(dir.path(), |_| {});
+    put(other.addr, put_request(b"b", b"new")).unwrap();
+    delete(other.addr, delete_request(b"c")).unwrap();
+    stop(other);
+
+    let node = start_with_disk(dir.path());
+    assert_eq!(figure(&node, "milena_disk_entries"), 3.0);
+    assert_eq!(&*get(node.addr, b"a").unwrap().value, b"old");
+    assert_eq!(figure(&node, "milena_revalidated_total"), 1.0);
+    assert_eq!(&*get(node.addr, b"b").unwrap().value, b"new");
+    assert!(!get(node.addr, b"c").unwrap().successful);
+    assert_eq!(figure(&node, "milena_revalidated_total"), 1.0);
+    assert_eq!(figure(&node, "milena_disk_entries"), 2.0);
+    stop(node);
+}
+
 #[test]
 fn an_empty_value_is_a_hit_and_an_absent_one_is_not() {
     let dir = tempfile::tempdir().unwrap();

@@ -7,6 +7,7 @@
 
 pub mod entry;
 pub mod error;
+pub mod log;
 pub mod memory;
 pub mod object;
 pub mod tier;

@@ -1,0 +1,288 @@
+//! What the disk tier takes: memory for each key, time to start, time to read and to write, bytes written for each byte.
+//!
+//! ```text
+//!   log-figures DIR [RECORDS]      DIR on the disk in question, some gigabytes free; RECORDS 10,000,000 unless given
+//! ```
+//! Prints one line for each figure. Times on a core are the thread's own CPU time where it says "CPU". Times of the disk
+//! depend on who else uses it; for comparison each is beside what a plain file takes that is asked for the same.
+
+use std::{
+    env,
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    path::Path,
+    process::ExitCode,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use glommio::{LocalExecutorBuilder, Placement};
+use milena_proto::{
+    key::{Key, KeyRef},
+    placement::mix64,
+};
+use milena_storage::{
+    Entry, Timestamp, Version,
+    log::{Disk, Log, LogSettings, open},
+};
+
+const NOW: Timestamp = Timestamp(1_700_000_000_000);
+const GET_COUNT: u64 = 20_000;
+const PUT_COUNT: u64 = 20_000;
+const IN_FLIGHT: u64 = 64;
+
+fn main() -> ExitCode {
+    let mut args = env::args().skip(1);
+    let Some(dir) = args.next() else {
+        eprintln!("log-figures: the directory is missing");
+        return ExitCode::from(2);
+    };
+    let records = args.next().map_or(Ok(10_000_000), |text| text.parse());
+    let Ok(records) = records else {
+        eprintln!("log-figures: the number of records is a number");
+        return ExitCode::from(2);
+    };
+    match measure(Path::new(&dir), records) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("log-figures: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(dir: &Path, records: u64) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    let many = LogSettings {
+        dir: dir.join("many"),
+        core: 0,
+        core_count: 1,
+        disk_bytes: (records * 176).max(64 << 20),
+        new_log_id: 1,
+    };
+    starts(&many, records);
+    fs::remove_dir_all(&many.dir)?;
+
+    let few = LogSettings { dir: dir.join("few"), disk_bytes: 1 << 30, ..many.clone() };
+    gets_and_puts(&few, &dir.join("plain"))?;
+    fs::remove_dir_all(&few.dir)?;
+
+    let full = LogSettings { dir: dir.join("full"), disk_bytes: 256 << 20, ..many };
+    amplification(&full);
+    fs::remove_dir_all(&full.dir)
+}
+
+fn key(number: u64) -> Key {
+    KeyRef::parse(b"b", format!("k{number:09}").as_bytes()).expect("a legal key").to_key()
+}
+
+fn entry(bytes: usize) -> Entry {
+    let version = Version::new(Bytes::from_static(b"0123456789abcdef0123456789abcdef")).expect("printable");
+    Entry { value: Bytes::from(vec![7; bytes]), version, expires: None }
+}
+
+/// Runs `work` with the log in a directory; `stop` leaves it as a clean stop does, else as a crash.
+fn with_log<F: Future<Output = ()> + 'static>(
+    settings: &LogSettings,
+    stop: bool,
+    work: impl FnOnce(Rc<Log<Disk>>) -> F + 'static,
+) {
+    let opened = open(settings).unwrap_or_else(|error| panic!("{error}"));
+    let executor = LocalExecutorBuilder::new(Placement::Unbound).io_memory(64 << 10).make().expect("an executor");
+    executor.run(async move {
+        let (log, keeper) = Log::new(opened, 0).await.expect("its files can be opened");
+        let run = glommio::spawn_local(Rc::clone(&log).run());
+        work(Rc::clone(&log)).await;
+        if stop {
+            log.stop();
+            run.await;
+            assert!(keeper.save(&log).unwrap_or_else(|error| panic!("{error}")));
+        } else {
+            run.cancel().await;
+        }
+    });
+}
+
+fn cpu() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: points to one time.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).expect("below a second"))
+}
+
+fn starts(settings: &LogSettings, records: u64) {
+    with_log(settings, false, move |log| async move {
+        let (begun, begun_cpu) = (Instant::now(), cpu());
+        let mut last = None;
+        for number in 0..records {
+            last = Some(Rc::clone(&log).put(key(number), entry(40), None, NOW).await.expect("there is room"));
+        }
+        Rc::clone(&log).durable(last.expect("at least one")).await.expect("the disk works");
+        let took = begun.elapsed();
+        let figures = log.figures();
+        println!(
+            "fill: {records} records of 40 bytes in {took:.1?}, {:.2} us CPU each; {} keys",
+            (cpu() - begun_cpu).as_secs_f64() * 1e6 / records as f64,
+            figures.entries
+        );
+        println!("index: {:.2} bytes of memory for each key", figures.index_bytes as f64 / figures.entries as f64);
+    });
+    for clean in [false, true] {
+        let begun = Instant::now();
+        let opened = open(settings).unwrap_or_else(|error| panic!("{error}"));
+        let opening = opened.opening.clone();
+        drop(opened);
+        let how = if opening.is_from_index { "the index of a clean stop" } else { "footers" };
+        println!("start from {how}: {} keys in {:.2?}", opening.entries, begun.elapsed());
+        if !clean {
+            with_log(settings, true, |_| async {});
+        }
+    }
+}
+
+fn gets_and_puts(settings: &LogSettings, plain: &Path) -> io::Result<()> {
+    const KEYS: u64 = 200_000;
+    with_log(settings, true, |log| async move {
+        for number in 0..KEYS {
+            Rc::clone(&log).put(key(number), entry(1024), None, NOW).await.expect("there is room");
+        }
+    });
+    with_log(settings, true, |log| async move {
+        for round in ["cold", "resident"] {
+            let mut took = Vec::new();
+            let begun_cpu = cpu();
+            for number in 0..GET_COUNT {
+                let begun = Instant::now();
+                let found = Rc::clone(&log).get(key(mix64(number) % KEYS), NOW).await;
+                took.push(begun.elapsed());
+                assert_eq!(found.expect("it was put").entry.value.len(), 1024);
+            }
+            let cpu_us = (cpu() - begun_cpu).as_secs_f64() * 1e6 / GET_COUNT as f64;
+            println!("get, 1 KiB, {round}, one at a time: {}, {cpu_us:.2} us CPU each", percentiles(&mut took));
+        }
+        println!("of these: {:?}", log.figures().counts);
+    });
+    with_log(settings, true, |log| async move {
+        let mut took = Vec::new();
+        let begun = Instant::now();
+        for first in (0..PUT_COUNT).step_by(IN_FLIGHT as usize) {
+            let puts = (first..first + IN_FLIGHT).map(|number| {
+                let log = Rc::clone(&log);
+                async move {
+                    let begun = Instant::now();
+                    let put = Rc::clone(&log).put(key(KEYS + number), entry(1024), None, NOW);
+                    let position = put.await.expect("there is room");
+                    log.durable(position).await.expect("the disk works");
+                    begun.elapsed()
+                }
+            });
+            took.extend(futures::future::join_all(puts).await);
+        }
+        let rate = took.len() as f64 / begun.elapsed().as_secs_f64();
+        let counts = log.figures().counts;
+        println!(
+            "put, 1 KiB, ack=DISK, 64 in flight: {}, {rate:.0} a second, {} syncs",
+            percentiles(&mut took),
+            counts.syncs
+        );
+    });
+    plain_file(plain)
+}
+
+/// What the disk itself takes: the same batch written and synced, and the same block read, in a file of its own.
+fn plain_file(path: &Path) -> io::Result<()> {
+    const FILE_BYTES: u64 = 256 << 20;
+    const BATCH_BYTES: usize = 72 << 10;
+    let file = File::create(path)?;
+    file.write_all_at(&vec![1; FILE_BYTES as usize], 0)?;
+    file.sync_all()?;
+    let direct = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path)?;
+    let mut memory = vec![1_u8; 2 * BATCH_BYTES];
+    let start = memory.as_ptr().align_offset(4096);
+    let batch = &mut memory[start..start + BATCH_BYTES];
+    let mut took = Vec::new();
+    for number in 0..PUT_COUNT / IN_FLIGHT {
+        let begun = Instant::now();
+        direct.write_all_at(batch, number * BATCH_BYTES as u64 % (FILE_BYTES - BATCH_BYTES as u64) / 4096 * 4096)?;
+        direct.sync_data()?;
+        took.push(begun.elapsed());
+    }
+    println!("a plain file, 72 KiB written directly and synced: {}", percentiles(&mut took));
+    let mut took = Vec::new();
+    for number in 0..GET_COUNT {
+        let begun = Instant::now();
+        direct.read_exact_at(&mut batch[..4096], mix64(number) % (FILE_BYTES / 4096 - 1) * 4096)?;
+        took.push(begun.elapsed());
+    }
+    println!("a plain file, 4 KiB read directly, one at a time: {}", percentiles(&mut took));
+    fs::remove_file(path)
+}
+
+/// Values of 1 KiB under keys drawn by Zipf's law, half gets and half puts, until the log was overwritten ten times.
+fn amplification(settings: &LogSettings) {
+    const KEYS: u64 = 500_000;
+    with_log(settings, true, |log| async move {
+        let zipf = Zipf::new(KEYS, 0.99);
+        let (mut put_bytes, mut step, mut hits, mut gets) = (0_u64, 0_u64, 0_u64, 0_u64);
+        while put_bytes < 10 * (256 << 20) {
+            let number = zipf.draw(mix64(step));
+            step += 1;
+            gets += 1;
+            if Rc::clone(&log).get(key(number), NOW).await.is_some() {
+                hits += 1;
+                if !step.is_multiple_of(4) {
+                    continue;
+                }
+            }
+            Rc::clone(&log).put(key(number), entry(1024), None, NOW).await.expect("there is room");
+            put_bytes += 1024 + 11;
+        }
+        let counts = log.figures().counts;
+        println!(
+            "amplification, 1 KiB, Zipf 0.99, log full: {:.3} bytes written for each of key and value ({:.3} for each of \
+             records; {:.1} % carried, hit ratio {:.3})",
+            counts.written_bytes as f64 / put_bytes as f64,
+            counts.written_bytes as f64 / counts.appended_bytes as f64,
+            100.0 * counts.carried_bytes as f64 / counts.appended_bytes as f64,
+            hits as f64 / gets as f64,
+        );
+    });
+}
+
+/// Gray et al., "Quickly Generating Billion-Record Synthetic Databases", SIGMOD 1994, figure 5.
+struct Zipf {
+    count: u64,
+    theta: f64,
+    zeta: f64,
+    eta: f64,
+}
+
+impl Zipf {
+    fn new(count: u64, theta: f64) -> Self {
+        let zeta = |count: u64| (1..=count).map(|n| (n as f64).powf(-theta)).sum::<f64>();
+        let all = zeta(count);
+        let eta = (1.0 - (2.0 / count as f64).powf(1.0 - theta)) / (1.0 - zeta(2) / all);
+        Self { count, theta, zeta: all, eta }
+    }
+
+    fn draw(&self, random: u64) -> u64 {
+        let uniform = (random >> 11) as f64 / (1_u64 << 53) as f64;
+        let scaled = uniform * self.zeta;
+        if scaled < 1.0 {
+            return 0;
+        }
+        if scaled < 1.0 + 0.5_f64.powf(self.theta) {
+            return 1;
+        }
+        let place = self.count as f64 * (self.eta * uniform - self.eta + 1.0).powf(1.0 / (1.0 - self.theta));
+        (place as u64).min(self.count - 1)
+    }
+}
+
+fn percentiles(took: &mut [Duration]) -> String {
+    took.sort_unstable();
+    let at = |permille: usize| took[(took.len() - 1) * permille / 1000];
+    format!("p50 {:.1?}, p99 {:.1?}, p99.9 {:.1?}", at(500), at(990), at(999))
+}

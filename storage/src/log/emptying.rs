@@ -1,0 +1,225 @@
+//! How a log makes room: it empties the segment that reclaim.rs chooses, a little at a time.
+//!
+//! ```text
+//!   too few free ──▶ choose ──▶ its footer ──▶ each record: drop, evict, bury, repeat ──▶ copy the rest ──▶ void
+//!                                              others run after every RECORDS_PER_TURN    in spans
+//! ```
+
+use std::{pin::pin, time::Duration};
+
+use bytes::Bytes;
+use futures::future;
+
+use super::{
+    Device, Log,
+    footer::{Footer, FooterEntry, footer_bytes},
+    index::Place,
+    reclaim::{self, Fate},
+    record::{Body, Record, Sequence},
+    scan::Scan,
+    segment::{SegmentHeader, SegmentNumber},
+    signal::yield_now,
+    state::FREE_SEGMENTS,
+};
+
+/// How long reclaiming waits when nothing can go.
+const RECLAIM_PAUSE: Duration = Duration::from_millis(100);
+
+/// Records that reclaiming decides about before it lets others run: some ten microseconds.
+const RECORDS_PER_TURN: usize = 256;
+
+impl<D: Device> Log<D> {
+    pub(super) fn needs_reclaiming(&self) -> bool {
+        let state = self.state.borrow();
+        let is_index_full = state.index.len() > self.index_len_max;
+        let is_full = state.free_count() + state.voids_coming() < FREE_SEGMENTS || is_index_full;
+        !state.is_offline() && (is_full || state.is_blocked() || state.has_surplus())
+    }
+
+    pub(super) async fn reclaim(&self) {
+        while !self.is_stopping.get() || self.state.borrow().is_blocked() {
+            if !self.needs_reclaiming() {
+                self.is_stuck.set(false);
+                self.need.heard().await;
+                continue;
+            }
+            let victim = {
+                let mut state = self.state.borrow_mut();
+                let are_enough_free = state.free_count() >= FREE_SEGMENTS;
+                let victim = reclaim::choose(&state.segments, self.now.get(), are_enough_free);
+                victim.inspect(|&victim| state.begin_reclaiming(victim))
+            };
+            let is_done = match victim {
+                Some(victim) => self.empty(victim).await,
+                None => false,
+            };
+            if is_done {
+                self.is_stuck.set(false);
+                self.work.ring();
+                continue;
+            }
+            if let Some(victim) = victim {
+                self.state.borrow_mut().give_up_reclaiming(victim);
+                // Whoever waits would wait for ever if nothing else can go.
+                self.is_stuck.set(true);
+                self.tell_of_room();
+                self.tell_of_durability();
+            }
+            let pause = self.device.pause(RECLAIM_PAUSE);
+            future::select(pin!(self.need.heard()), Box::pin(pause)).await;
+        }
+    }
+
+    /// Empties a segment, and says whether that was possible.
+    async fn empty(&self, victim: SegmentNumber) -> bool {
+        let (oldest_elsewhere, (carry_all, bury_all), mut carry_left) = {
+            let state = self.state.borrow();
+            let segment = &state.segments[usize::from(victim)];
+            let carry_bytes = reclaim::carry_bytes_max(segment, state.segment_bytes());
+            // Also where there is so little that it costs no more than what may be copied anyway.
+            let carry_all = segment.is_suspect || segment.live_bytes() <= carry_bytes;
+            let bury_all = segment.is_suspect || state.has_leaked(victim);
+            (reclaim::oldest_elsewhere(&state.segments, victim), (carry_all, bury_all), carry_bytes)
+        };
+        // Not known and voided would be forgotten without a tombstone.
+        let Some(entries) = self.entries_of(victim).await else { return false };
+        let mut carried = Vec::new();
+        for turn in entries.chunks(RECORDS_PER_TURN) {
+            for entry in turn {
+                let place = place_of(victim, entry);
+                let mut state = self.state.borrow_mut();
+                let hits = state.index.hits(entry.key_hash, place);
+                let entry = &FooterEntry { has_older: entry.has_older || bury_all, ..*entry };
+                let is_done = match reclaim::fate(entry, hits, oldest_elsewhere, carry_all, carry_left) {
+                    Fate::Drop => true,
+                    Fate::Evict => state.evict(entry.key_hash, place, false),
+                    Fate::Bury => state.evict(entry.key_hash, place, true),
+                    Fate::Repeat => state.carry_tombstone(entry.key_hash, entry.sequence),
+                    Fate::Carry => {
+                        carry_left -= u64::from(entry.record_bytes);
+                        carried.push(*entry);
+                        true
+                    }
+                };
+                if !is_done {
+                    return false;
+                }
+            }
+            self.work.ring();
+            yield_now().await;
+        }
+        if !self.carry(victim, &carried, oldest_elsewhere).await {
+            return false;
+        }
+        self.forget_rest(victim).await;
+        self.state.borrow_mut().release(victim);
+        true
+    }
+
+    /// Copies records, neighbours with one read.
+    async fn carry(&self, victim: SegmentNumber, entries: &[FooterEntry], oldest_elsewhere: Option<Sequence>) -> bool {
+        let mut rest = entries;
+        while !rest.is_empty() {
+            let (count, len) = reclaim::span(rest);
+            let (together, after) = rest.split_at(count);
+            rest = after;
+            let bytes = self.device.read(victim, together[0].offset, len).await;
+            for entry in together {
+                let start = (entry.offset - together[0].offset) as usize;
+                let record = bytes.as_ref().ok().and_then(|bytes| Record::decode(bytes.get(start..)?).ok());
+                if !self.carry_one(victim, entry, record.map(|(record, _)| record), oldest_elsewhere) {
+                    return false;
+                }
+            }
+            self.work.ring();
+            yield_now().await;
+        }
+        true
+    }
+
+    fn carry_one(
+        &self,
+        victim: SegmentNumber,
+        entry: &FooterEntry,
+        record: Option<Record<'_>>,
+        oldest_elsewhere: Option<Sequence>,
+    ) -> bool {
+        let mut state = self.state.borrow_mut();
+        let (hash, place) = (entry.key_hash, place_of(victim, entry));
+        if !state.index.contains(hash, place) {
+            return true; // Replaced or deleted while we read.
+        }
+        let is_it = |record: &Record<'_>| record.sequence == entry.sequence && record.key_hash == hash;
+        let is_alive = |record: &Record<'_>| match record.body {
+            Body::Put { expires, .. } => expires.is_none_or(|expires| expires > self.now.get()),
+            Body::Tombstone { .. } => false,
+        };
+        let record = record.filter(is_it);
+        if record.is_none() {
+            state.counts.corrupt += 1;
+        }
+        match record.filter(is_alive) {
+            Some(record) if state.carry(hash, place, &record) => true,
+            _ => {
+                let must_bury = entry.has_older && oldest_elsewhere.is_some_and(|oldest| oldest < entry.sequence);
+                state.evict(hash, place, must_bury)
+            }
+        }
+    }
+
+    /// What is in a sealed segment: from its footer, or where that is damaged from its records; `None` if it cannot be read.
+    async fn entries_of(&self, number: SegmentNumber) -> Option<Vec<FooterEntry>> {
+        let (record_count, segment_bytes, header) = {
+            let state = self.state.borrow();
+            if let Some(kept) = state.footers_kept.get(&number) {
+                return Some(kept.clone());
+            }
+            let segment = &state.segments[usize::from(number)];
+            (segment.record_count as usize, state.segment_bytes(), state.header_of(number))
+        };
+        let len = footer_bytes(record_count);
+        if len < segment_bytes as usize {
+            let bytes = self.read_whole(number, segment_bytes - len as u32, len).await?;
+            if let Some(footer) = Footer::decode(&bytes, &header) {
+                return Some(footer.iter().collect());
+            }
+        }
+        self.scan(number, &header, segment_bytes).await
+    }
+
+    /// Fewer bytes than asked for are a failure: they look like an end where there is none.
+    async fn read_whole(&self, number: SegmentNumber, offset: u32, len: usize) -> Option<Bytes> {
+        self.device.read(number, offset, len).await.ok().filter(|bytes| bytes.len() == len)
+    }
+
+    /// Reads a segment from its start to its first invalid record.
+    async fn scan(
+        &self,
+        number: SegmentNumber,
+        header: &SegmentHeader,
+        segment_bytes: u32,
+    ) -> Option<Vec<FooterEntry>> {
+        let mut scan = Scan::new(header.first_sequence, segment_bytes);
+        while let Some((offset, len)) = scan.wanted() {
+            scan.take(&self.read_whole(number, offset, len).await?);
+            yield_now().await;
+        }
+        Some(scan.entries)
+    }
+
+    /// Takes out of the index what a damaged footer did not name.
+    async fn forget_rest(&self, number: SegmentNumber) {
+        let table_count = self.state.borrow().index.table_count();
+        for table in 0..table_count {
+            if self.state.borrow().segments[usize::from(number)].live_count == 0 {
+                return;
+            }
+            self.state.borrow_mut().forget_places(table, number);
+            yield_now().await;
+        }
+    }
+}
+
+fn place_of(segment: SegmentNumber, entry: &FooterEntry) -> Place {
+    Place::new(segment, entry.offset, entry.record_bytes as usize)
+}

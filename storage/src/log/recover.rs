@@ -1,0 +1,216 @@
+//! What a log finds of itself on disk: from bytes to index. How the files are opened is in open.rs.
+//!
+//! ```text
+//!   each segment   header? ── none, void, another log's ─▶ free
+//!                    └─ open ─▶ footer of the same generation? ─▶ its entries
+//!                                 └─ none ─▶ scan to the first invalid record
+//!   then           all tombstones: hash ─▶ the highest origin
+//!                  all puts: below the origin ─▶ dead;  of equal hashes the highest sequence ─▶ index
+//! ```
+//! Keys are known by their 64-bit hash here: of two keys with the same one, the older is lost to the log. The expiry of
+//! a record is in the record, and looked at when it is read.
+
+use std::collections::HashMap;
+
+use ahash::RandomState;
+
+use super::{
+    footer::{Footer, FooterEntry},
+    index::{Index, Place},
+    record::Sequence,
+    scan::Scan,
+    segment::{BLOCK_BYTES, Segment, SegmentHeader, SegmentNumber, State},
+    state::Found,
+};
+
+/// After a start that is not from a clean stop, sequences begin this far above the last that was found: behind the
+/// first invalid record there may be more, which must never be taken for new ones.
+const SEQUENCE_GAP: Sequence = 1 << 32;
+
+/// What was found of one segment.
+struct Finding<'a> {
+    number: SegmentNumber,
+    entries: Entries<'a>,
+}
+
+enum Entries<'a> {
+    Footer(Footer<'a>),
+    Scanned(Vec<FooterEntry>),
+}
+
+impl Finding<'_> {
+    fn for_each(&self, mut visit: impl FnMut(FooterEntry)) {
+        match &self.entries {
+            Entries::Footer(footer) => footer.iter().for_each(visit),
+            Entries::Scanned(entries) => entries.iter().for_each(|entry| visit(*entry)),
+        }
+    }
+
+    fn at(&self, offset: u32) -> Option<FooterEntry> {
+        match &self.entries {
+            Entries::Footer(footer) => footer.at(offset),
+            Entries::Scanned(entries) => {
+                entries.binary_search_by_key(&offset, |entry| entry.offset).ok().map(|index| entries[index])
+            }
+        }
+    }
+}
+
+/// A segment whose footer is missing, to be given one.
+#[derive(Debug)]
+pub(super) struct Unsealed {
+    pub(super) header: SegmentHeader,
+    pub(super) entries: Vec<FooterEntry>,
+    pub(super) last_sequence: Sequence,
+}
+
+/// What recovery has found.
+#[derive(Debug)]
+pub(super) struct Recovered {
+    pub(super) found: Found,
+    pub(super) unsealed: Vec<Unsealed>,
+    /// Records seen, dead or alive.
+    pub(super) record_count: u64,
+}
+
+/// Builds the index from the bytes of all segments.
+pub(super) fn recover(log_id: u64, segment_bytes: u32, segments: &[&[u8]]) -> Recovered {
+    let mut rows = vec![Segment::FREE; segments.len()];
+    let mut findings = Vec::new();
+    let mut unsealed = Vec::new();
+    let mut last_sequence: Sequence = 0;
+    let mut last_generation = 0;
+    for (number, (bytes, row)) in segments.iter().zip(&mut rows).enumerate() {
+        let number = SegmentNumber::try_from(number).expect("at most SEGMENTS_MAX");
+        let header = SegmentHeader::decode(bytes).filter(|header| header.log_id == log_id && header.segment == number);
+        last_generation = last_generation.max(Footer::generation_in(bytes).unwrap_or(0));
+        let Some(header) = header else { continue };
+        last_generation = last_generation.max(header.generation);
+        row.generation = header.generation;
+        last_sequence = last_sequence.max(header.first_sequence);
+        if header.is_void {
+            continue;
+        }
+        row.state = State::Sealed;
+        row.first_sequence = header.first_sequence;
+        let footer = Footer::decode(bytes, &header);
+        let entries = if let Some(footer) = footer {
+            row.expires_max = footer.expires_max;
+            last_sequence = last_sequence.max(footer.last_sequence);
+            Entries::Footer(footer)
+        } else {
+            let scan = scan(bytes, &header, segment_bytes);
+            row.expires_max = scan.expires_max;
+            last_sequence = last_sequence.max(scan.last_sequence());
+            let entries = scan.entries.clone();
+            unsealed.push(Unsealed { header, last_sequence: scan.last_sequence(), entries });
+            Entries::Scanned(scan.entries)
+        };
+        findings.push(Finding { number, entries });
+    }
+
+    let log_bytes = segments.len() as u64 * u64::from(segment_bytes);
+    let mut building = Building { rows, index: Index::new(log_bytes), findings: &findings, record_count: 0 };
+    let origins = building.count_records();
+    building.enter(&origins);
+    let Building { rows, index, record_count, .. } = building;
+    let found = Found {
+        log_id,
+        segment_bytes,
+        segments: rows,
+        index,
+        next_sequence: last_sequence + SEQUENCE_GAP,
+        next_generation: last_generation + 1,
+        footers_kept: HashMap::new(),
+    };
+    Recovered { found, unsealed, record_count }
+}
+
+/// Records that are looked up ahead of their turn, so that memory is fetched for all of them at once.
+const LOOKAHEAD: usize = 32;
+
+struct Building<'a> {
+    rows: Vec<Segment>,
+    index: Index,
+    findings: &'a [Finding<'a>],
+    record_count: u64,
+}
+
+impl Building<'_> {
+    /// Counts the records of each segment, and answers for each buried hash the highest origin.
+    fn count_records(&mut self) -> HashMap<u64, Sequence, RandomState> {
+        let mut origins: HashMap<u64, Sequence, RandomState> = HashMap::default();
+        for finding in self.findings {
+            let row = &mut self.rows[usize::from(finding.number)];
+            finding.for_each(|entry| {
+                row.used_bytes += u64::from(entry.record_bytes);
+                row.record_count += 1;
+                if entry.is_tombstone {
+                    row.tombstone_count += 1;
+                    let origin = origins.entry(entry.key_hash).or_default();
+                    *origin = entry.sequence.max(*origin);
+                }
+            });
+            self.record_count += u64::from(row.record_count);
+        }
+        origins
+    }
+
+    fn enter(&mut self, origins: &HashMap<u64, Sequence, RandomState>) {
+        let of_segment: HashMap<SegmentNumber, &Finding<'_>, RandomState> =
+            self.findings.iter().map(|finding| (finding.number, finding)).collect();
+        self.index.reserve(self.record_count);
+        let mut ahead = Vec::with_capacity(LOOKAHEAD);
+        let mut candidates = Vec::new();
+        for finding in self.findings {
+            finding.for_each(|entry| {
+                let is_buried = || origins.get(&entry.key_hash).is_some_and(|&origin| entry.sequence < origin);
+                if entry.is_tombstone || (!origins.is_empty() && is_buried()) {
+                    return;
+                }
+                self.index.prefetch(entry.key_hash);
+                ahead.push(entry);
+                if ahead.len() == LOOKAHEAD {
+                    ahead.drain(..).for_each(|entry| self.enter_one(finding, entry, &of_segment, &mut candidates));
+                }
+            });
+            ahead.drain(..).for_each(|entry| self.enter_one(finding, entry, &of_segment, &mut candidates));
+        }
+        self.index.trim();
+    }
+
+    /// Enters a put, unless the index has a newer one of its hash.
+    fn enter_one(
+        &mut self,
+        finding: &Finding<'_>,
+        entry: FooterEntry,
+        of_segment: &HashMap<SegmentNumber, &Finding<'_>, RandomState>,
+        candidates: &mut Vec<Place>,
+    ) {
+        self.index.candidates(entry.key_hash, candidates);
+        let rival = candidates.iter().find_map(|&place| {
+            let rival = of_segment[&place.segment].at(place.offset)?;
+            (rival.key_hash == entry.key_hash).then_some((place, rival.sequence))
+        });
+        let new = Place::new(finding.number, entry.offset, entry.record_bytes as usize);
+        match rival {
+            Some((_, sequence)) if sequence > entry.sequence => return,
+            Some((old, _)) => {
+                self.index.replace(entry.key_hash, old, new);
+                self.rows[usize::from(old.segment)].live_count -= 1;
+            }
+            None => self.index.insert(entry.key_hash, new),
+        }
+        self.rows[usize::from(new.segment)].live_count += 1;
+    }
+}
+
+fn scan(bytes: &[u8], header: &SegmentHeader, segment_bytes: u32) -> Scan {
+    debug_assert!(segment_bytes as usize >= 2 * BLOCK_BYTES);
+    let mut scan = Scan::new(header.first_sequence, segment_bytes);
+    while let Some((offset, len)) = scan.wanted() {
+        let start = (offset as usize).min(bytes.len());
+        scan.take(&bytes[start..(start + len).min(bytes.len())]);
+    }
+    scan
+}

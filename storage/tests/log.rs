@@ -1,0 +1,249 @@
+//! The log on a real directory: what it says when it is opened, and that it survives what may happen to a process.
+
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::fs::FileExt as _,
+    rc::Rc,
+};
+
+use milena_storage::log::{Discarded, Disk, Log, LogSettings, OpenError, SuperblockError, open};
+
+#[path = "support/log_dir.rs"]
+mod log_dir;
+
+use log_dir::{End, NOW, entry, get, key, put, settings, with_log};
+
+#[test]
+fn what_is_durable_is_there_when_the_process_was_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    with_log(&settings(dir.path()), End::Killed, |log| async move {
+        put(&log, "a", "one").await;
+        put(&log, "b", "two").await;
+        put(&log, "a", "three").await;
+        let position = Rc::clone(&log).delete(key("b"), NOW).await.unwrap();
+        Rc::clone(&log).durable(position).await.unwrap();
+    });
+    let (opening, found) =
+        with_log(&settings(dir.path()), End::Killed, |log| async move { (get(&log, "a").await, get(&log, "b").await) });
+    assert_eq!(found, (Some("three".to_owned()), None));
+    assert_eq!((opening.entries, opening.records, opening.is_from_index), (1, 4, false));
+}
+
+#[test]
+fn a_clean_stop_leaves_an_index_that_is_used_once() {
+    let dir = tempfile::tempdir().unwrap();
+    with_log(&settings(dir.path()), End::Stopped, |log| async move {
+        for n in 0..500 {
+            Rc::clone(&log).put(key(&format!("k{n}")), entry(&format!("{n:0>500}")), None, NOW).await.unwrap();
+        }
+    });
+    assert!(dir.path().join("index").exists());
+    let all = |log: Rc<Log<Disk>>| async move {
+        let mut count = 0;
+        for n in 0..500 {
+            count += u32::from(get(&log, &format!("k{n}")).await == Some(format!("{n:0>500}")));
+        }
+        count
+    };
+    let (opening, count) = with_log(&settings(dir.path()), End::Killed, all);
+    assert_eq!((opening.is_from_index, opening.entries, count), (true, 500, 500));
+    assert!(!dir.path().join("index").exists());
+    let (opening, count) = with_log(&settings(dir.path()), End::Killed, all);
+    assert_eq!((opening.is_from_index, opening.records, count), (false, 500, 500));
+}
+
+#[test]
+fn a_log_goes_round_on_a_real_disk_and_a_hot_key_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, figures) = with_log(&settings(dir.path()), End::Stopped, |log| async move {
+        put(&log, "hot", "kept").await;
+        for n in 0..8000 {
+            Rc::clone(&log).put(key(&format!("k{n}")), entry(&format!("{n:0>500}")), None, NOW).await.unwrap();
+            if n % 100 == 0 {
+                assert_eq!(get(&log, "hot").await.as_deref(), Some("kept"), "after {n}");
+                assert_eq!(get(&log, &format!("k{n}")).await, Some(format!("{n:0>500}")));
+            }
+        }
+        log.figures()
+    });
+    assert!(figures.counts.reclaimed > 40, "{figures:?}");
+    assert_eq!((figures.counts.corrupt, figures.counts.read_errors, figures.is_degraded), (0, 0, false));
+}
+
+#[test]
+fn a_directory_that_is_in_use_is_refused_with_a_hint() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = open(&settings(dir.path())).unwrap();
+    let error = open(&settings(dir.path())).unwrap_err();
+    assert!(matches!(error, OpenError::Locked(_)), "{error}");
+    assert!(error.to_string().contains("another process holds LOCK; hint: "), "{error}");
+    drop(first);
+    open(&settings(dir.path())).unwrap();
+}
+
+#[test]
+fn a_damaged_superblock_means_an_empty_log_that_meets_nothing_of_the_old_one() {
+    let dir = tempfile::tempdir().unwrap();
+    with_log(&settings(dir.path()), End::Stopped, |log| async move { put(&log, "a", "one").await });
+    let path = dir.path().join("superblock");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[20] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let other = LogSettings { new_log_id: 8, ..settings(dir.path()) };
+    let (opening, found) = with_log(&other, End::Killed, |log| async move { get(&log, "a").await });
+    assert_eq!(opening.discarded, Some(Discarded::Superblock(SuperblockError::Damaged)));
+    assert_eq!((opening.entries, found), (0, None));
+    let (opening, ()) = with_log(&other, End::Killed, |log| async move { put(&log, "a", "two").await });
+    assert_eq!(opening.discarded, None);
+}
+
+#[test]
+fn a_log_of_another_core_is_not_used() {
+    let dir = tempfile::tempdir().unwrap();
+    with_log(&settings(dir.path()), End::Stopped, |log| async move { put(&log, "a", "one").await });
+    let other = LogSettings { core: 1, core_count: 2, new_log_id: 8, ..settings(dir.path()) };
+    let (opening, found) = with_log(&other, End::Killed, |log| async move { get(&log, "a").await });
+    assert_eq!(opening.discarded, Some(Discarded::OtherCores { core: 0, core_count: 1 }));
+    assert_eq!(found, None);
+}
+
+#[test]
+fn a_segment_that_somebody_cut_short_costs_what_was_in_it_and_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    with_log(&settings(dir.path()), End::Killed, |log| async move {
+        for n in 0..1000 {
+            Rc::clone(&log).put(key(&format!("k{n}")), entry(&format!("{n:0>500}")), None, NOW).await.unwrap();
+        }
+        put(&log, "last", "x").await;
+    });
+    let cut = OpenOptions::new().write(true).open(dir.path().join("segment-00003")).unwrap();
+    cut.set_len(10_000).unwrap();
+    let (_, (count, last)) = with_log(&settings(dir.path()), End::Killed, |log| async move {
+        let mut count = 0;
+        for n in 0..1000 {
+            let found = get(&log, &format!("k{n}")).await;
+            assert!(found.is_none() || found == Some(format!("{n:0>500}")));
+            count += u32::from(found.is_some());
+        }
+        (count, get(&log, "last").await)
+    });
+    assert_eq!(last.as_deref(), Some("x"));
+    assert!((850..1000).contains(&count), "{count}");
+    assert_eq!(fs::metadata(dir.path().join("segment-00003")).unwrap().len(), 64 << 10);
+}
+
+#[test]
+fn a_segment_cut_short_while_it_is_used_is_a_miss_and_no_signal() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    let (_, degraded) = with_log(&settings(dir.path()), End::Killed, |log| async move {
+        for n in 0..500 {
+            Rc::clone(&log).put(key(&format!("k{n}")), entry(&format!("{n:0>500}")), None, NOW).await.unwrap();
+        }
+        put(&log, "last", "x").await;
+        for number in 0..3 {
+            let file = OpenOptions::new().write(true).open(path.join(format!("segment-{number:05}"))).unwrap();
+            file.set_len(0).unwrap();
+        }
+        let mut missing = 0;
+        for n in 0..500 {
+            let found = get(&log, &format!("k{n}")).await;
+            assert!(found.is_none() || found == Some(format!("{n:0>500}")));
+            missing += u32::from(found.is_none());
+        }
+        assert!(missing > 200, "{missing}");
+        log.figures().counts.corrupt
+    });
+    assert!(degraded > 200, "{degraded}");
+}
+
+#[test]
+fn a_flipped_byte_on_disk_is_a_miss_for_its_key_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    with_log(&settings(dir.path()), End::Stopped, |log| async move {
+        put(&log, "a", "one").await;
+        put(&log, "b", "two").await;
+    });
+    let file = OpenOptions::new().write(true).open(dir.path().join("segment-00000")).unwrap();
+    file.write_all_at(b"X", 4096 + 50).unwrap();
+    let (_, (found, corrupt)) = with_log(&settings(dir.path()), End::Killed, |log| async move {
+        ((get(&log, "a").await, get(&log, "b").await), log.figures().counts.corrupt)
+    });
+    assert_eq!((found, corrupt), ((None, Some("two".to_owned())), 1));
+}
+
+#[test]
+fn a_log_can_grow_and_shrink_between_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let fill = |log: Rc<Log<Disk>>| async move {
+        for n in 0..3000 {
+            Rc::clone(&log).put(key(&format!("k{n}")), entry(&format!("{n:0>500}")), None, NOW).await.unwrap();
+        }
+        put(&log, "last", "x").await;
+    };
+    with_log(&settings(dir.path()), End::Stopped, fill);
+    let larger = LogSettings { disk_bytes: 4 << 20, ..settings(dir.path()) };
+    let (opening, (first, last)) =
+        with_log(&larger, End::Killed, |log| async move { (get(&log, "k2999").await, get(&log, "last").await) });
+    assert_eq!((opening.segments, first.is_some(), last.as_deref()), (64, true, Some("x")));
+    with_log(&larger, End::Stopped, fill);
+    let smaller = LogSettings { disk_bytes: 1 << 20, ..settings(dir.path()) };
+    let (_, found) = with_log(&smaller, End::Stopped, |log| async move {
+        assert_eq!(get(&log, "last").await.as_deref(), Some("x"));
+        for n in 0..9000 {
+            let name = format!("n{n}");
+            Rc::clone(&log).put(key(&name), entry(&format!("{n:0>500}")), None, NOW).await.unwrap();
+        }
+        // One segment goes after the other, each with a sync.
+        for n in 0..1000 {
+            put(&log, &format!("o{n}"), "x").await;
+        }
+        log.figures()
+    });
+    // What is beyond the new size is emptied before anything else, and not filled again.
+    assert!(found.used_bytes <= (1 << 20) + 4 * (64 << 10), "{found:?}");
+}
+
+#[test]
+fn crashes_that_each_leave_a_segment_behind_do_not_use_the_log_up() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..60 {
+        let name = format!("k{round}");
+        let (opening, ()) = with_log(&settings(dir.path()), End::Killed, |log| async move {
+            // Time enough to empty one.
+            for _ in 0..20 {
+                put(&log, &name, "x").await;
+            }
+        });
+        assert!(opening.segments <= 36, "{opening:?}");
+    }
+    let (_, found) = with_log(&settings(dir.path()), End::Killed, |log| async move { get(&log, "k59").await });
+    assert_eq!(found.as_deref(), Some("x"));
+}
+
+#[test]
+fn too_little_room_is_said_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = open(&LogSettings { disk_bytes: 100_000, ..settings(dir.path()) }).unwrap_err();
+    assert!(matches!(error, OpenError::TooSmall { segments: 1, .. }), "{error}");
+    assert!(error.to_string().contains("at least 12 are needed"), "{error}");
+}
+
+#[test]
+fn many_gets_and_puts_at_once_agree_on_a_real_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, figures) = with_log(&settings(dir.path()), End::Stopped, |log| async move {
+        let puts = (0..64).map(|n| {
+            let log = Rc::clone(&log);
+            async move { put(&log, &format!("k{n}"), &format!("{n}")).await }
+        });
+        futures::future::join_all(puts).await;
+        let gets = (0..640).map(|n| {
+            let log = Rc::clone(&log);
+            async move { assert_eq!(get(&log, &format!("k{}", n % 64)).await, Some(format!("{}", n % 64))) }
+        });
+        futures::future::join_all(gets).await;
+        log.figures()
+    });
+    assert!(figures.counts.syncs < 64, "{figures:?}");
+}
