@@ -473,6 +473,7 @@ impl<T: Tier + 'static> Shard<T> {
 
     async fn lead(&self, store: &T, key: &Key, known: Option<Entry>, lease: Lease, now: Timestamp) -> Answer {
         // A copy in memory that is not believed any more is as new as the log's.
+        let is_in_memory = known.is_some();
         let known = match (known, &self.log) {
             (None, Some(log)) => match Rc::clone(log).get(key.clone(), now).await {
                 Some(copy) if copy.believed_until.is_none_or(|until| now < until) => {
@@ -485,8 +486,9 @@ impl<T: Tier + 'static> Shard<T> {
             (known, _) => known,
         };
         let found = store.get(key, known.as_ref().map(|entry| &entry.version), now).await;
+        let confirmed = known.clone().filter(|_| !is_in_memory);
         let answer = self.take_in(key, found.clone(), known, &lease, now);
-        self.log_what_was_found(key, found, &lease, now).await;
+        self.log_what_was_found(key, found, confirmed, &lease, now).await;
         lease.settle(&answer);
         answer
     }
@@ -506,10 +508,22 @@ impl<T: Tier + 'static> Shard<T> {
         Ok(Some(Hit { entry: copy.entry, source: Source::Log }))
     }
 
-    /// Brings the log up to date with what the store answered, as long as the lease holds.
-    async fn log_what_was_found(&self, key: &Key, found: Result<Found, Error>, lease: &Lease, now: Timestamp) {
+    /// Brings the log up to date with what the store answered, as long as the lease holds. A copy of the log's own that
+    /// the store has `confirmed` is written again: a record cannot be changed, and as it is nobody would believe it.
+    async fn log_what_was_found(
+        &self,
+        key: &Key,
+        found: Result<Found, Error>,
+        confirmed: Option<Entry>,
+        lease: &Lease,
+        now: Timestamp,
+    ) {
         let Some(log) = self.log.as_ref().filter(|_| lease.may_fill()) else { return };
         let may_fill = || lease.may_fill();
+        let found = match found {
+            Ok(Found::Unchanged) => confirmed.map_or(Ok(Found::Unchanged), |entry| Ok(Found::Entry(entry))),
+            found => found,
+        };
         match found {
             Ok(Found::Entry(entry)) => {
                 let fill = Rc::clone(log).fill(key.clone(), entry, self.believed_until(now), now, may_fill);

@@ -3,6 +3,7 @@
 //! ```text
 //!   milena dev ─────────────────▶ dev       a cluster of real processes on this machine
 //!   milena get|put|del|topology ─▶ ask ───▶ a router, over gRPC
+//!   milena log inspect ─────────▶ log       a stopped node's log on disk
 //!
 //!   exit code   0 done   1 failed   2 wrong usage   3 not found
 //! ```
@@ -33,6 +34,7 @@ use crate::config;
 
 mod ask;
 mod dev;
+mod log;
 
 pub use dev::{Dev, DevError};
 
@@ -74,6 +76,8 @@ enum Command {
     Del(Del),
     /// Shows who is in the cluster.
     Topology,
+    /// Looks at a stopped node's log on disk.
+    Log(log::Log),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -165,6 +169,7 @@ impl Tool {
             Command::Put(put) => self.put(put),
             Command::Del(del) => self.del(del),
             Command::Topology => self.topology(),
+            Command::Log(log) => log.run(self.json),
         }
     }
 

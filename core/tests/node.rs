@@ -209,10 +209,15 @@ fn after_a_restart_the_disk_is_asked_first_and_believed_when_the_store_agrees() 
     assert_eq!(figure(&node, "milena_disk_entries"), 3.0);
     assert_eq!(&*get(node.addr, b"a").unwrap().value, b"old");
     assert_eq!(figure(&node, "milena_revalidated_total"), 1.0);
+    // Once confirmed it is believed, also where memory has forgotten it.
+    for n in 0..10 {
+        put(node.addr, put_request(format!("other {n}").as_bytes(), b"x")).unwrap();
+    }
+    assert_eq!(get(node.addr, b"a").unwrap().tier(), Tier::Disk);
     assert_eq!(&*get(node.addr, b"b").unwrap().value, b"new");
     assert!(!get(node.addr, b"c").unwrap().successful);
     assert_eq!(figure(&node, "milena_revalidated_total"), 1.0);
-    assert_eq!(figure(&node, "milena_disk_entries"), 2.0);
+    assert_eq!(figure(&node, "milena_disk_entries"), 12.0);
     stop(node);
 }
 

@@ -34,6 +34,7 @@ mod device;
 mod emptying;
 mod footer;
 mod index;
+mod inspect;
 mod open;
 mod read;
 mod reclaim;
@@ -67,6 +68,7 @@ use futures::{
 use milena_proto::key::{Key, KeyRef};
 
 pub use device::{Device, DeviceError, Disk};
+pub use inspect::{InspectError, Inspection, SegmentInspection, inspect};
 pub use open::{Discarded, LOG_BYTES_MIN, LogSettings, OpenError, Opened, Opening, SEGMENTS_MIN, open};
 pub use segment::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_MAX};
 pub use state::Counts;

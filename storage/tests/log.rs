@@ -6,7 +6,7 @@ use std::{
     rc::Rc,
 };
 
-use milena_storage::log::{Discarded, Disk, Log, LogSettings, OpenError, SuperblockError, open};
+use milena_storage::log::{Discarded, Disk, Log, LogSettings, OpenError, SuperblockError, inspect, open};
 
 #[path = "support/log_dir.rs"]
 mod log_dir;
@@ -219,6 +219,31 @@ fn crashes_that_each_leave_a_segment_behind_do_not_use_the_log_up() {
     }
     let (_, found) = with_log(&settings(dir.path()), End::Killed, |log| async move { get(&log, "k59").await });
     assert_eq!(found.as_deref(), Some("x"));
+}
+
+#[test]
+fn an_inspection_counts_the_living_the_dead_and_the_damaged_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    with_log(&settings(dir.path()), End::Stopped, |log| async move {
+        put(&log, "a", "one").await;
+        put(&log, "b", "two").await;
+        put(&log, "a", "three").await;
+        let position = Rc::clone(&log).delete(key("b"), NOW).await.unwrap();
+        Rc::clone(&log).durable(position).await.unwrap();
+    });
+    let found = inspect(dir.path()).unwrap();
+    assert_eq!((found.core, found.core_count, found.entries, found.segments.len()), (0, 1, 1, 32));
+    let first = found.segments[0];
+    assert_eq!((first.is_used, first.is_sealed, first.records, first.tombstones), (true, true, 4, 1));
+    assert_eq!((first.live_bytes, first.dead_bytes, first.damaged), (64, 64 + 64 + 48, 0));
+    assert!(found.segments[1..].iter().all(|segment| !segment.is_used && segment.records == 0));
+
+    let file = OpenOptions::new().write(true).open(dir.path().join("segment-00000")).unwrap();
+    file.write_all_at(b"X", 4096 + 50).unwrap();
+    assert_eq!(inspect(dir.path()).unwrap().segments[0].damaged, 1);
+    // The index of the clean stop is still there to be used.
+    assert!(with_log(&settings(dir.path()), End::Killed, |_| async {}).0.is_from_index);
+    assert!(inspect(&dir.path().join("elsewhere")).is_err());
 }
 
 #[test]

@@ -216,11 +216,11 @@ fn allow_many_files() {
     }
 }
 
-fn failed<'a>(path: &'a Path, operation: &'static str) -> impl FnOnce(io::Error) -> OpenError + 'a {
+pub(super) fn failed<'a>(path: &'a Path, operation: &'static str) -> impl FnOnce(io::Error) -> OpenError + 'a {
     move |source| OpenError::Io { path: path.to_owned(), operation, source }
 }
 
-fn take_lock(dir: &Path) -> Result<File, OpenError> {
+pub(super) fn take_lock(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join("LOCK");
     let file =
         OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed(&path, "open"))?;

@@ -18,8 +18,8 @@ use super::{
     footer::{Footer, FooterEntry},
     index::{Index, Place},
     record::Sequence,
-    scan::Scan,
-    segment::{BLOCK_BYTES, Segment, SegmentHeader, SegmentNumber, State},
+    scan::scan,
+    segment::{Segment, SegmentHeader, SegmentNumber, State},
     state::Found,
 };
 
@@ -203,14 +203,4 @@ impl Building<'_> {
         }
         self.rows[usize::from(new.segment)].live_count += 1;
     }
-}
-
-fn scan(bytes: &[u8], header: &SegmentHeader, segment_bytes: u32) -> Scan {
-    debug_assert!(segment_bytes as usize >= 2 * BLOCK_BYTES);
-    let mut scan = Scan::new(header.first_sequence, segment_bytes);
-    while let Some((offset, len)) = scan.wanted() {
-        let start = (offset as usize).min(bytes.len());
-        scan.take(&bytes[start..(start + len).min(bytes.len())]);
-    }
-    scan
 }

@@ -8,7 +8,7 @@
 use super::{
     footer::FooterEntry,
     record::{self, Body, Invalid, Record, Sequence},
-    segment::BLOCK_BYTES,
+    segment::{BLOCK_BYTES, SegmentHeader},
 };
 use crate::Timestamp;
 
@@ -100,4 +100,15 @@ impl Scan {
         self.sequence_min = record.sequence + 1;
         self.offset += record_bytes as u32;
     }
+}
+
+/// Walks over a segment whose bytes are at hand.
+pub(super) fn scan(bytes: &[u8], header: &SegmentHeader, segment_bytes: u32) -> Scan {
+    debug_assert!(segment_bytes as usize >= 2 * BLOCK_BYTES);
+    let mut scan = Scan::new(header.first_sequence, segment_bytes);
+    while let Some((offset, len)) = scan.wanted() {
+        let start = (offset as usize).min(bytes.len());
+        scan.take(&bytes[start..(start + len).min(bytes.len())]);
+    }
+    scan
 }

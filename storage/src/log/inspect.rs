@@ -1,0 +1,150 @@
+//! Looking at a stopped node's log: every segment, every record, what is alive and what is damaged. Changes nothing.
+//!
+//! ```text
+//!   lock ─▶ superblock ─▶ each segment: header, footer ─▶ index, as a start would build it
+//!                                                    └─▶ each record of it: decoded, checksum and all
+//! ```
+
+use std::{fs, fs::File, path::Path};
+
+use memmap2::Mmap;
+
+use super::{
+    footer::Footer,
+    index::Place,
+    open::{OpenError, failed, segment_path, take_lock},
+    record::Record,
+    recover::recover,
+    scan::scan,
+    segment::{SegmentHeader, SegmentNumber},
+    superblock::{Superblock, SuperblockError},
+};
+
+/// What is in a log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inspection {
+    /// Whose log it is.
+    pub core: u16,
+    /// Of how many.
+    pub core_count: u16,
+    /// Bytes of a segment.
+    pub segment_bytes: u64,
+    /// Keys that a start would find.
+    pub entries: u64,
+    /// Its segments, in the order of their numbers.
+    pub segments: Vec<SegmentInspection>,
+}
+
+/// What is in a segment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SegmentInspection {
+    /// Its number.
+    pub number: u16,
+    /// Whether it holds records; the other figures are 0 where it does not.
+    pub is_used: bool,
+    /// Whether it has a footer.
+    pub is_sealed: bool,
+    /// Puts and tombstones.
+    pub records: u32,
+    /// Tombstones among them.
+    pub tombstones: u32,
+    /// Bytes of puts that are the newest of their key.
+    pub live_bytes: u64,
+    /// Bytes of all others.
+    pub dead_bytes: u64,
+    /// Records that are not as they were written.
+    pub damaged: u32,
+}
+
+/// Why a log cannot be looked at.
+#[derive(Debug)]
+pub enum InspectError {
+    /// Its files cannot be opened, or a process uses it.
+    Open(OpenError),
+    /// It has no superblock that this version can read.
+    Superblock(SuperblockError),
+}
+
+/// Looks at the log in `dir`, and at every record in it. Blocks for as long as it takes to read all of it.
+///
+/// # Errors
+/// [`InspectError`]; damage within segments is none, it is what one looks for.
+pub fn inspect(dir: &Path) -> Result<Inspection, InspectError> {
+    // First, so that a directory that is no log does not get a lock file.
+    let path = dir.join("superblock");
+    let bytes = fs::read(&path).map_err(failed(&path, "read")).map_err(InspectError::Open)?;
+    let superblock = Superblock::decode(&bytes).map_err(InspectError::Superblock)?;
+    let _lock = take_lock(dir).map_err(InspectError::Open)?;
+    let maps = maps(dir, superblock.segment_count).map_err(InspectError::Open)?;
+    let bytes: Vec<&[u8]> = maps.iter().map(|map| &map[..]).collect();
+
+    let segment_bytes = u32::try_from(superblock.segment_bytes).expect("at most SEGMENT_BYTES_MAX");
+    let found = recover(superblock.log_id, segment_bytes, &bytes).found;
+    let look = |(number, bytes): (SegmentNumber, &&[u8])| {
+        let is_live = |hash, place| found.index.contains(hash, place);
+        inspect_segment(number, bytes, superblock.log_id, segment_bytes, is_live)
+    };
+    Ok(Inspection {
+        core: superblock.core,
+        core_count: superblock.core_count,
+        segment_bytes: superblock.segment_bytes,
+        entries: found.index.len() as u64,
+        segments: (0..).zip(&bytes).map(look).collect(),
+    })
+}
+
+fn maps(dir: &Path, segment_count: u32) -> Result<Vec<Mmap>, OpenError> {
+    let map = |number: u32| {
+        let path = segment_path(dir, number as usize);
+        let file = File::open(&path).map_err(failed(&path, "open"))?;
+        // SAFETY: the lock is ours, so nobody writes to the file while it is mapped.
+        unsafe { Mmap::map(&file) }.map_err(failed(&path, "map"))
+    };
+    (0..segment_count).map(map).collect()
+}
+
+fn inspect_segment(
+    number: SegmentNumber,
+    bytes: &[u8],
+    log_id: u64,
+    segment_bytes: u32,
+    is_live: impl Fn(u64, Place) -> bool,
+) -> SegmentInspection {
+    let mut answer = SegmentInspection { number, ..SegmentInspection::default() };
+    let header = SegmentHeader::decode(bytes).filter(|header| header.log_id == log_id && header.segment == number);
+    let Some(header) = header.filter(|header| !header.is_void) else { return answer };
+    answer.is_used = true;
+    let footer = Footer::decode(bytes, &header);
+    answer.is_sealed = footer.is_some();
+    let entries = footer.map_or_else(|| scan(bytes, &header, segment_bytes).entries, |footer| footer.iter().collect());
+    for entry in entries {
+        let place = Place::new(number, entry.offset, entry.record_bytes as usize);
+        let is_alive = !entry.is_tombstone && is_live(entry.key_hash, place);
+        let bytes_of = if is_alive { &mut answer.live_bytes } else { &mut answer.dead_bytes };
+        *bytes_of += u64::from(entry.record_bytes);
+        answer.records += 1;
+        answer.tombstones += u32::from(entry.is_tombstone);
+        let record = bytes.get(entry.offset as usize..).map(Record::decode);
+        let is_whole = matches!(record, Some(Ok((record, _))) if record.key_hash == entry.key_hash);
+        answer.damaged += u32::from(!is_whole);
+    }
+    answer
+}
+
+impl std::fmt::Display for InspectError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Open(error) => error.fmt(f),
+            Self::Superblock(SuperblockError::Damaged) => f.write_str("its superblock is damaged"),
+            Self::Superblock(SuperblockError::Version(version)) => {
+                write!(
+                    f,
+                    "it has format version {version}, and this program knows {}",
+                    super::superblock::FORMAT_VERSION
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for InspectError {}
