@@ -8,10 +8,12 @@
 //!   stopping   what a stop leaves behind, and what it must not
 //!   settings   what is refused at start, and how it is said
 //!   store      S3 that is down, slow, refuses, or lies
+//!   disk       the log on disk after a kill
 //! ```
 //! No test sleeps: it waits for what it is about, up to a bound. Bounds are generous where the contract names none.
 
 mod client;
+mod disk;
 #[path = "../../../storage/tests/support/fault_proxy.rs"]
 mod fault_proxy;
 mod members;

@@ -54,7 +54,7 @@ pub(crate) fn free_address() -> SocketAddr {
 }
 
 /// Where `cargo` put the programs: beside the folder of this test.
-fn program(name: &str) -> PathBuf {
+pub(crate) fn program(name: &str) -> PathBuf {
     let test = env::current_exe().expect("this test is a file");
     let path = test.parent().and_then(Path::parent).expect("in target/debug/deps").join(name);
     assert!(path.is_file(), "{} is missing; ./test builds the programs and runs these tests", path.display());
