@@ -17,14 +17,14 @@
 //! While one batch is being written the next gathers, so that a sync is shared by all who came meanwhile; see DeWitt et
 //! al., "Implementation Techniques for Main Memory Database Systems", SIGMOD 1984, section 5 (group commit).
 //!
-//! Measured (`log-figures` in benches; 2 CPUs shared with others, ext4, a virtual disk whose direct read of 4 KiB takes
-//! 90 µs and whose write of 72 KiB with a sync 180 µs at p50):
+//! Measured (`log-figures` in benches; 2 CPUs, ext4, a virtual disk whose direct read of 4 KiB takes 93 µs at p50 and whose
+//! write of 72 KiB with a sync 249 µs at p50 and 2.1 ms at p99 in the same run):
 //!
 //! ```text
-//! 10 million keys   11.1 bytes of index each; start 2.2 s from footers, 0.3 s from the index of a clean stop
-//! get, 1 KiB        resident 3.1 µs (3.5 µs of CPU); cold 115 µs (69 µs of CPU, much of it the kernel's interrupts)
-//! put, ack=DISK     64 in flight: p50 0.54 ms, p99 2.8 ms, 84,000 a second; one sync for 64
-//! amplification     1 KiB, Zipf 0.99, log full, half of it gets: 1.24 bytes written for each of key and value
+//! 10 million keys   11.1 bytes of index each; start 2.05 s from footers, 0.24 s from the index of a clean stop
+//! get, 1 KiB        resident 3.7 µs (4.0 µs of CPU); cold 103 µs (64 µs of CPU, much of it the kernel's interrupts)
+//! put, ack=DISK     64 in flight: p50 0.89 ms, p99 3.1 ms, 59,000 a second; one sync for 64
+//! amplification     1 KiB, Zipf 0.99, log full, half of it gets: 1.235 bytes written for each of key and value
 //! ```
 //! Nothing here spawns or reads a clock. `RefCell`s are borrowed inside synchronous functions only. Which shell runs
 //! [`Log::run`] is the caller's business; it must run for as long as the log is used.
