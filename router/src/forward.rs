@@ -67,7 +67,7 @@ pub const DELETE: Forwarded = Forwarded { op: Op::Delete, path: CACHE_DELETE.pat
 /// Passes `request` on to the owner of its key and brings back what that one says.
 ///
 /// # Errors
-/// The node's own status with its trailers, or one of the router's: see "Limits and statuses" in OPERATIONS.md.
+/// The node's own status with its trailers, or one of the router's: see the table of statuses in README.md.
 pub(crate) async fn forward(desk: Rc<Desk>, call: Forwarded, request: Request) -> Result<Reply, Status> {
     let now = Instant::now();
     let Request { message, deadline, peer, .. } = request;
@@ -97,7 +97,7 @@ pub(crate) async fn forward(desk: Rc<Desk>, call: Forwarded, request: Request) -
 
 fn pass_on(answer: Answer) -> Reply {
     match answer {
-        Answer::Whole(response) => Reply::Message(Message::from(response.message)),
+        Answer::Whole(message) => Reply::Message(Message::from(message)),
         Answer::Parts(body) => Reply::Parts(body),
     }
 }

@@ -138,6 +138,11 @@ impl Desk {
         Ok(if watch { Reply::Watch(topology.subscribe()) } else { Reply::Message(Message::from(topology.latest())) })
     }
 
+    /// Tells of every newer table, once calls go by it; `None` once the router is stopping.
+    pub(crate) fn tables(&self) -> Option<watch::Receiver> {
+        self.topology.borrow().as_ref().map(watch::Sender::subscribe)
+    }
+
     /// The view that calls go by.
     #[must_use]
     pub fn view(&self) -> Arc<View> {

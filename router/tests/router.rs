@@ -275,8 +275,8 @@ fn requests_reach_the_core_that_owns_their_key_with_their_bytes_untouched() {
                 message.push(u8::try_from(name.len()).unwrap());
                 message.extend_from_slice(name.as_bytes());
                 let message = Bytes::from(message);
-                let response = client.channel.call(path, message.clone(), Instant::now() + PATIENCE).await.unwrap();
-                assert_eq!(response.message, answer(), "the node's own bytes");
+                let answered = client.channel.call(path, message.clone(), Instant::now() + PATIENCE).await.unwrap();
+                assert_eq!(answered, answer(), "the node's own bytes");
 
                 let hash = KeyRef::parse(b"b", name.as_bytes()).unwrap().hash();
                 let owner = placement::slot(hash, &[placement::WEIGHT_FULL; 2]).unwrap();

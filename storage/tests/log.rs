@@ -13,16 +13,19 @@ mod log_dir;
 
 use log_dir::{End, NOW, entry, get, key, put, settings, with_log};
 
+/// Leaves one entry, `a`, and four records.
+async fn four_changes(log: Rc<Log<Disk>>) {
+    put(&log, "a", "one").await;
+    put(&log, "b", "two").await;
+    put(&log, "a", "three").await;
+    let position = Rc::clone(&log).delete(key("b"), NOW).await.unwrap();
+    log.durable(position).await.unwrap();
+}
+
 #[test]
 fn what_is_durable_is_there_when_the_process_was_killed() {
     let dir = tempfile::tempdir().unwrap();
-    with_log(&settings(dir.path()), End::Killed, |log| async move {
-        put(&log, "a", "one").await;
-        put(&log, "b", "two").await;
-        put(&log, "a", "three").await;
-        let position = Rc::clone(&log).delete(key("b"), NOW).await.unwrap();
-        Rc::clone(&log).durable(position).await.unwrap();
-    });
+    with_log(&settings(dir.path()), End::Killed, four_changes);
     let (opening, found) =
         with_log(&settings(dir.path()), End::Killed, |log| async move { (get(&log, "a").await, get(&log, "b").await) });
     assert_eq!(found, (Some("three".to_owned()), None));
@@ -224,13 +227,7 @@ fn crashes_that_each_leave_a_segment_behind_do_not_use_the_log_up() {
 #[test]
 fn an_inspection_counts_the_living_the_dead_and_the_damaged_and_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    with_log(&settings(dir.path()), End::Stopped, |log| async move {
-        put(&log, "a", "one").await;
-        put(&log, "b", "two").await;
-        put(&log, "a", "three").await;
-        let position = Rc::clone(&log).delete(key("b"), NOW).await.unwrap();
-        Rc::clone(&log).durable(position).await.unwrap();
-    });
+    with_log(&settings(dir.path()), End::Stopped, four_changes);
     let found = inspect(dir.path()).unwrap();
     assert_eq!((found.core, found.core_count, found.entries, found.segments.len()), (0, 1, 1, 32));
     let first = found.segments[0];

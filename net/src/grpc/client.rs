@@ -90,13 +90,6 @@ pub enum AddressError {
     Tls(String),
 }
 
-/// What came back from a call that succeeded.
-#[derive(Debug)]
-pub struct Response {
-    /// The message.
-    pub message: Bytes,
-}
-
 /// A call that did not succeed.
 #[derive(Debug, Clone)]
 pub struct CallError {
@@ -206,8 +199,8 @@ impl Channel {
         request: &Q,
         deadline: Instant,
     ) -> Result<A, CallError> {
-        let response = self.call(method.path, request.encode_to_vec().into(), deadline).await?;
-        A::decode(response.message).map_err(|error| CallError {
+        let message = self.call(method.path, request.encode_to_vec().into(), deadline).await?;
+        A::decode(message).map_err(|error| CallError {
             status: Status::new(Code::Internal, format!("an answer that is not protobuf: {error}")),
             done: Done::Answered,
         })
@@ -224,7 +217,7 @@ impl fmt::Debug for Channel {
 pub struct Call(Asked);
 
 impl Future for Call {
-    type Output = Result<Response, CallError>;
+    type Output = Result<Bytes, CallError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.0.slot.borrow_mut().poll_end(cx)
@@ -245,7 +238,7 @@ pub struct CallInParts(Option<Asked>);
 #[derive(Debug)]
 pub enum Answer {
     /// All of it.
-    Whole(Response),
+    Whole(Bytes),
     /// A large one, as it comes.
     Parts(Body),
 }
@@ -409,14 +402,14 @@ enum Stage {
     Queued,
     /// On this connection, as this stream.
     Sent(u64, StreamKey),
-    Ended(Result<Response, CallError>),
+    Ended(Result<Bytes, CallError>),
     /// The caller has its answer, or has gone.
     Taken,
 }
 
 impl Slot {
     /// The outcome, once.
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, CallError>> {
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, CallError>> {
         match std::mem::replace(&mut self.stage, Stage::Taken) {
             Stage::Ended(outcome) => Poll::Ready(outcome),
             Stage::Taken => panic!("a call is polled once more after its end"),
@@ -465,19 +458,18 @@ impl Slot {
         Ok(())
     }
 
-    /// What a call has come to whose peer says that all is well.
-    fn outcome(&mut self) -> Result<Response, CallError> {
+    /// What a call has come to whose peer says that all is well: its message, or nothing after one that was handed over.
+    fn outcome(&mut self) -> Result<Bytes, CallError> {
         let is_handed_over = self.parts.as_ref().is_some_and(|parts| parts.message_bytes.is_some());
         let message = match &self.parts {
             Some(parts) if is_handed_over => (parts.due_bytes == 0).then(Bytes::new),
             _ if self.assembler.is_between_messages() => self.response.take(),
             _ => None,
         };
-        let message = message.ok_or_else(|| CallError {
+        message.ok_or_else(|| CallError {
             status: Status::new(Code::Internal, "the answer has status OK and no whole message"),
             done: Done::Answered,
-        })?;
-        Ok(Response { message })
+        })
     }
 
     fn wake(&mut self) {
@@ -486,7 +478,7 @@ impl Slot {
         }
     }
 
-    fn end(&mut self, outcome: Result<Response, CallError>) {
+    fn end(&mut self, outcome: Result<Bytes, CallError>) {
         if matches!(self.stage, Stage::Taken) {
             return;
         }

@@ -61,11 +61,11 @@ pub fn format(remaining: Duration) -> SmallVec<[u8; 16]> {
         .map(|(letter, unit_ns)| (*letter, round_up(nanoseconds.div_ceil(*unit_ns))))
         .find(|(_, number)| *number <= NUMBER_MAX)
         .expect("hours have room for that");
-    put_decimal(number, letter)
+    decimal(number, letter)
 }
 
 /// What `{number}{letter}` would be, without the machinery of formatting: this is said with every call.
-fn put_decimal(number: u64, letter: u8) -> SmallVec<[u8; 16]> {
+fn decimal(number: u64, letter: u8) -> SmallVec<[u8; 16]> {
     let mut text = SmallVec::new();
     let mut unit = 10_u64.pow(number.checked_ilog10().unwrap_or(0));
     while unit > 0 {

@@ -354,7 +354,7 @@ fn an_answer_of_any_size_is_the_same_in_parts() {
             get(&channel, "b", "k").await.unwrap();
             let mut whole = Vec::new();
             match answer.as_mut().await.unwrap() {
-                Answer::Whole(response) => whole.extend_from_slice(&response.message),
+                Answer::Whole(message) => whole.extend_from_slice(&message),
                 Answer::Parts(mut body) => {
                     while let Some(part) = poll_fn(|cx| body.poll_next(cx)).await {
                         whole.extend_from_slice(&part.unwrap());

@@ -19,7 +19,7 @@ use bytes::{BufMut as _, BytesMut};
 use super::{
     record::{HEADER_BYTES, Sequence, UNIT_BYTES, u32_at, u64_at},
     segment::{BLOCK_BYTES, SEGMENT_BYTES_MAX, SegmentHeader},
-    superblock::{FORMAT_VERSION, SUPERBLOCK_BYTES, checksum_holds, sealed_with_checksum},
+    superblock::{SUPERBLOCK_BYTES, checksum_holds, head, is_head, sealed_with_checksum},
 };
 use crate::Timestamp;
 
@@ -105,11 +105,7 @@ pub(super) fn encode(
     bytes.put_bytes(0, entries_start);
     entries.iter().for_each(|entry| entry.encode(&mut bytes));
 
-    let mut trailer = BytesMut::with_capacity(TRAILER_BYTES);
-    trailer.put_slice(&MAGIC);
-    trailer.put_u32_le(FORMAT_VERSION);
-    trailer.put_u32_le(0); // The checksum, once the rest is in place.
-    trailer.put_u64_le(header.log_id);
+    let mut trailer = head(MAGIC, header.log_id);
     trailer.put_u64_le(header.generation);
     trailer.put_u64_le(expires_max.map_or(0, |expires| expires.0.max(1)));
     trailer.put_u32_le(u32::try_from(entries.len()).expect("fewer than a segment's units"));
@@ -125,9 +121,7 @@ impl<'a> Footer<'a> {
     /// The footer at the end of `bytes`, which end with the segment, if it belongs to `header`.
     pub(super) fn decode(bytes: &'a [u8], header: &SegmentHeader) -> Option<Self> {
         let trailer: &[u8; TRAILER_BYTES] = bytes.last_chunk()?;
-        let is_of_header = trailer[..8] == MAGIC
-            && u32_at(trailer, 8) == FORMAT_VERSION
-            && checksum_holds(trailer)
+        let is_of_header = is_head(trailer, MAGIC)
             && u64_at(trailer, 16) == header.log_id
             && u64_at(trailer, 24) == header.generation
             && u32_at(trailer, 56) == u32::from(header.segment);

@@ -14,14 +14,14 @@
 
 use std::{fs, path::Path};
 
-use bytes::{BufMut as _, BytesMut};
+use bytes::BufMut as _;
 
 use super::{
     index::Index,
     record::{u32_at, u64_at},
     segment::{Segment, State as SegmentState},
     state::{Found, State},
-    superblock::{FORMAT_VERSION, SUPERBLOCK_BYTES, checksum_holds, sealed_with_checksum},
+    superblock::{self, SUPERBLOCK_BYTES, sealed_with_checksum},
 };
 use crate::Timestamp;
 
@@ -50,11 +50,7 @@ pub(super) fn encode(state: &State) -> Option<Vec<u8>> {
         slots.for_each(|slot| body.put_u64_le(slot));
     });
 
-    let mut head = BytesMut::with_capacity(HEAD_BYTES);
-    head.put_slice(&MAGIC);
-    head.put_u32_le(FORMAT_VERSION);
-    head.put_u32_le(0); // The checksum, once the rest is in place.
-    head.put_u64_le(state.log_id());
+    let mut head = superblock::head(MAGIC, state.log_id());
     head.put_u64_le(state.last_sequence() + 1);
     head.put_u64_le(state.next_generation());
     head.put_u32_le(u32::try_from(state.segments.len()).expect("at most SEGMENTS_MAX"));
@@ -75,9 +71,7 @@ pub(super) fn decode(bytes: &[u8], log_id: u64, segment_bytes: u32, segment_coun
     let head: &[u8; HEAD_BYTES] = bytes.first_chunk()?;
     let body = &bytes[HEAD_BYTES..];
     let saved_count = u32_at(head, 40) as usize;
-    let is_whole = head[..8] == MAGIC
-        && u32_at(head, 8) == FORMAT_VERSION
-        && checksum_holds(head)
+    let is_whole = superblock::is_head(head, MAGIC)
         && u64_at(head, 16) == log_id
         && saved_count <= segment_count
         && crc32c::crc32c(body) == u32_at(head, 48);

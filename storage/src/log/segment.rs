@@ -19,7 +19,7 @@ use bytes::{BufMut as _, BytesMut};
 
 use super::{
     record::{Sequence, UNIT_BYTES, u32_at, u64_at},
-    superblock::{FORMAT_VERSION, SUPERBLOCK_BYTES, checksum_holds, sealed_with_checksum},
+    superblock::{SUPERBLOCK_BYTES, head, is_head, sealed_with_checksum},
 };
 use crate::Timestamp;
 
@@ -69,11 +69,7 @@ pub(super) struct SegmentHeader {
 impl SegmentHeader {
     /// The header as a block of its own.
     pub(super) fn encode_block(&self) -> BytesMut {
-        let mut bytes = BytesMut::with_capacity(HEADER_BYTES);
-        bytes.put_slice(&MAGIC);
-        bytes.put_u32_le(FORMAT_VERSION);
-        bytes.put_u32_le(0); // The checksum, once the rest is in place.
-        bytes.put_u64_le(self.log_id);
+        let mut bytes = head(MAGIC, self.log_id);
         bytes.put_u64_le(self.generation);
         bytes.put_u64_le(self.first_sequence);
         bytes.put_u32_le(u32::from(self.segment));
@@ -87,11 +83,7 @@ impl SegmentHeader {
     /// The header at the start of `bytes`, if there is one.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
-        let is_legal = bytes[..8] == MAGIC
-            && u32_at(bytes, 8) == FORMAT_VERSION
-            && checksum_holds(bytes)
-            && matches!(bytes[44], 1 | 2)
-            && usize::from(bytes[45]) < CLASS_COUNT;
+        let is_legal = is_head(bytes, MAGIC) && matches!(bytes[44], 1 | 2) && usize::from(bytes[45]) < CLASS_COUNT;
         is_legal.then_some(())?;
         Some(Self {
             log_id: u64_at(bytes, 16),

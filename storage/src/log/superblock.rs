@@ -48,11 +48,7 @@ pub enum SuperblockError {
 
 impl Superblock {
     pub(super) fn encode(&self) -> [u8; SUPERBLOCK_BYTES] {
-        let mut bytes = BytesMut::with_capacity(SUPERBLOCK_BYTES);
-        bytes.put_slice(&MAGIC);
-        bytes.put_u32_le(FORMAT_VERSION);
-        bytes.put_u32_le(0); // The checksum, once the rest is in place.
-        bytes.put_u64_le(self.log_id);
+        let mut bytes = head(MAGIC, self.log_id);
         bytes.put_u64_le(self.segment_bytes);
         bytes.put_u32_le(self.segment_count);
         bytes.put_u16_le(self.core);
@@ -88,6 +84,21 @@ impl Superblock {
 
 /// Where the 64-byte heads of all files have their checksum.
 const CHECKSUM_START: usize = 12;
+
+/// The beginning of the 64-byte head of a file, or of a part of one: what it is, and of which log.
+pub(super) fn head(magic: [u8; 8], log_id: u64) -> BytesMut {
+    let mut bytes = BytesMut::with_capacity(SUPERBLOCK_BYTES);
+    bytes.put_slice(&magic);
+    bytes.put_u32_le(FORMAT_VERSION);
+    bytes.put_u32_le(0); // The checksum, once the rest is in place.
+    bytes.put_u64_le(log_id);
+    bytes
+}
+
+/// Whether these are a head of this kind and of our version, as it was written.
+pub(super) fn is_head(bytes: &[u8; SUPERBLOCK_BYTES], magic: [u8; 8]) -> bool {
+    bytes[..8] == magic && u32_at(bytes, 8) == FORMAT_VERSION && checksum_holds(bytes)
+}
 
 /// Fills up with zeros to 64 bytes, and puts the checksum in its place.
 pub(super) fn sealed_with_checksum(mut bytes: BytesMut) -> [u8; SUPERBLOCK_BYTES] {
