@@ -28,6 +28,7 @@ use futures::{
 };
 use milena_net::{
     cores::{self, Cores, CoresConfig, ProbeError},
+    fault,
     grpc::{
         client::{Channel, ChannelLimits},
         health::Health,
@@ -361,7 +362,7 @@ impl Part {
         let count = {
             let (shard, service, store) = (shard, Rc::clone(&service), store.clone());
             move || Report {
-                stats: Stats { major_faults: major_faults(), ..shard.report() },
+                stats: Stats { major_faults: major_faults(), faults: fault::count(), ..shard.report() },
                 calls: service.calls(),
                 store: store.as_ref().map(Object::counters).unwrap_or_default(),
             }

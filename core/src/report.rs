@@ -11,6 +11,7 @@ use std::{fmt, time::Duration};
 
 use milena_net::{
     cores::CoreIndex,
+    fault,
     grpc::status::Code,
     metrics::{Latency, Page},
 };
@@ -104,6 +105,7 @@ impl Report {
             sum.stats.coalesced += stats.coalesced;
             sum.stats.revalidated += stats.revalidated;
             sum.stats.forwarded += stats.forwarded;
+            sum.stats.faults += stats.faults;
             sum.calls.add(calls);
             sum.store.add(store);
         }
@@ -122,6 +124,7 @@ pub fn metrics(reports: &[(CoreIndex, Report)], missing_count: usize) -> String 
         shard_page(&mut page, &core.to_string(), &report.stats);
     }
     store_page(&mut page, &sum.store);
+    page.counter(fault::METRIC, fault::METRIC_HELP, &[], sum.stats.faults);
     page.gauge("milena_cores_silent", "Cores that did not answer in time for this page", &[], missing_count as f64);
     page.process();
     page.finish()
@@ -308,6 +311,7 @@ mod tests {
             "milena_forwarded_requests_total 0",
             "milena_s3_inflight 0.0",
             "milena_s3_cost_dollars_total{op=\"put\"} 0.0",
+            "milena_internal_errors_total 0",
             "milena_cores_silent 1.0",
         ] {
             assert!(text.lines().any(|other| other == line), "no {line} in\n{text}");

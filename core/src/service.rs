@@ -447,6 +447,7 @@ fn status_of(refusal: &Refusal, complaints: &mesh::Sender<Complaint>) -> Status 
             format!("value has {bytes} bytes; at most {bytes_max} fit this node's memory, and it has no store"),
         ),
         Refusal::Stopped => Status::new(Code::Unavailable, "the node is stopping"),
+        Refusal::Fault(fault) => Status::from(*fault),
     }
 }
 

@@ -22,6 +22,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::Either;
+use milena_net::fault::Fault;
 use milena_proto::{
     cache_server::Ack,
     key::{Key, KeyRef},
@@ -183,6 +184,8 @@ pub enum Refusal {
     },
     /// The core that owns the key has stopped.
     Stopped,
+    /// Our own mistake, and what became of a write is not known.
+    Fault(Fault),
 }
 
 /// Which limit was reached.
@@ -446,9 +449,10 @@ impl<T: Tier + 'static> Shard<T> {
             ReadTurn::Lead(lease) => self.lead(store, &key, known, lease, now).await,
             ReadTurn::Follow(news) => {
                 self.stats.borrow_mut().coalesced += 1;
-                match news.await.expect("a follower hears something") {
-                    News::Answer(answer) => answer,
-                    News::Lead(lease) => self.lead_late(store, &key, lease, now).await,
+                match news.await {
+                    Ok(News::Answer(answer)) => answer,
+                    Ok(News::Lead(lease)) => self.lead_late(store, &key, lease, now).await,
+                    Err(_) => Err(Refusal::Fault(Fault::new("who waited for another's fetch was forgotten"))),
                 }
             }
         };

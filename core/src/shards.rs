@@ -22,7 +22,10 @@ use std::{
 };
 
 use futures::{StreamExt, future::Either, stream::FuturesUnordered};
-use milena_net::mesh::{Receiver, Refused, Sender};
+use milena_net::{
+    fault::Fault,
+    mesh::{Receiver, Refused, Sender},
+};
 use milena_proto::{
     key::{Key, KeyRef},
     placement,
@@ -83,7 +86,7 @@ impl<T: Tier + 'static> Shards<T> {
         Either::Right(async move {
             match asking?.await {
                 Reply::Get(answer) => answer,
-                other => unreachable!("a Get was answered with {other:?}"),
+                _ => Err(Refusal::Fault(Fault::new("a Get was answered as another request"))),
             }
         })
     }
@@ -102,7 +105,7 @@ impl<T: Tier + 'static> Shards<T> {
         Either::Right(async move {
             match asking?.await {
                 Reply::Put(answer) => answer,
-                other => unreachable!("a Put was answered with {other:?}"),
+                _ => Err(Refusal::Fault(Fault::new("a Put was answered as another request"))),
             }
         })
     }
@@ -125,7 +128,7 @@ impl<T: Tier + 'static> Shards<T> {
         Either::Right(async move {
             match asking?.await {
                 Reply::Delete(answer) => answer,
-                other => unreachable!("a Delete was answered with {other:?}"),
+                _ => Err(Refusal::Fault(Fault::new("a Delete was answered as another request"))),
             }
         })
     }
@@ -207,14 +210,20 @@ impl<T: Tier + 'static> Shards<T> {
         let number = usize::from(ticket);
         let waker = {
             let mut tickets = self.tickets.borrow_mut();
-            let ticket = tickets.get_mut(number).expect("a reply has a ticket");
-            match std::mem::replace(ticket, Ticket::Answered(reply)) {
-                Ticket::Waiting(waker) => waker,
-                Ticket::Abandoned => {
+            match tickets.get_mut(number) {
+                Some(ticket @ Ticket::Waiting(_)) => match std::mem::replace(ticket, Ticket::Answered(reply)) {
+                    Ticket::Waiting(waker) => waker,
+                    Ticket::Answered(_) | Ticket::Abandoned => None,
+                },
+                Some(Ticket::Abandoned) => {
                     tickets.remove(number);
                     None
                 }
-                Ticket::Answered(_) => unreachable!("two replies to one ticket"),
+                Some(Ticket::Answered(_)) | None => {
+                    // Nobody can be told; who waits for it has the other one.
+                    let _ = Fault::new("another core has answered a request twice");
+                    None
+                }
             }
         };
         if let Some(waker) = waker {
@@ -291,5 +300,54 @@ impl<T> Drop for Asking<T> {
 impl<T> fmt::Debug for Shards<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Shards(core {} of {}, {} tickets)", self.core, self.ask.len(), self.tickets.borrow().len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use milena_net::fault;
+    use milena_storage::object::Object;
+
+    use super::*;
+    use crate::shard::ShardSettings;
+
+    /// Core 0 of two, and the ends of a core 1 that makes mistakes.
+    fn beside_a_confused_core() -> (Rc<Shards<Object>>, impl Future<Output = ()>, Ends) {
+        let mut ends = mesh(2);
+        let confused = ends.pop().unwrap();
+        let settings = ShardSettings {
+            core: 0,
+            core_count: 2,
+            memory_bytes: 1 << 20,
+            entries_max: 0,
+            believed_ms: None,
+            absent_ms: 0,
+            incarnation: 1,
+        };
+        let (shards, run) = Shards::new(ends.pop().unwrap(), Shard::new(settings, None));
+        (shards, run, confused)
+    }
+
+    fn key_of_core_1() -> Key {
+        let keys = (0..).map(|number| KeyRef::parse(b"b", format!("k{number}").as_bytes()).unwrap().to_key());
+        keys.into_iter().find(|key: &Key| placement::core(key.hash(), 2) == 1).unwrap()
+    }
+
+    #[test]
+    fn an_answer_to_another_question_is_an_internal_error_and_neither_a_hang_nor_an_end() {
+        let (shards, run, mut confused) = beside_a_confused_core();
+        let mut run = Box::pin(run);
+        let before = fault::count();
+        let mut get = Box::pin(shards.get(key_of_core_1().as_ref(), Timestamp(1)));
+        assert!((&mut get).now_or_never().is_none());
+        let Asked { ticket, .. } = confused.requests.recv().now_or_never().unwrap().unwrap();
+        let answer = |reply| confused.answer[0].try_send(Answered { ticket, reply }).unwrap();
+        answer(Reply::Delete(Ok(())));
+        answer(Reply::Get(Ok(None)));
+        assert!((&mut run).now_or_never().is_none());
+        assert!(matches!(get.now_or_never(), Some(Err(Refusal::Fault(_)))));
+        assert_eq!(fault::count(), before + 2, "the second answer has no ticket");
+        assert!((&mut run).now_or_never().is_none(), "it serves on");
     }
 }

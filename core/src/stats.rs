@@ -25,6 +25,8 @@ pub struct Stats {
     pub memory: Figures,
     /// Major page faults of the core's thread since its start, each a wait for the disk: `milena_core_major_faults_total`.
     pub major_faults: u64,
+    /// Mistakes of ours that the core has noticed: `milena_internal_errors_total`.
+    pub faults: u64,
     /// The log, where there is one: `milena_disk_bytes{what}`, `milena_log_segments{state}`, `milena_disk_degraded`.
     pub log: Option<log::Figures>,
 }

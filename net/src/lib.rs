@@ -1,6 +1,7 @@
 //! How a core of Milena talks: sockets, HTTP/2, gRPC, and the mailboxes between cores.
 
 pub mod cores;
+pub mod fault;
 pub mod grpc;
 pub mod http2;
 pub mod log;

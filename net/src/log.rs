@@ -155,10 +155,33 @@ impl fmt::Display for LogError {
 
 impl std::error::Error for LogError {}
 
+/// The lines that this thread writes while `speak` runs.
+#[cfg(test)]
+pub(crate) fn written_during(speak: impl FnOnce()) -> String {
+    let (writer, reader) = std::sync::mpsc::channel();
+    let layer =
+        tracing_subscriber::fmt::layer().with_writer(move || Sink(writer.clone())).with_ansi(false).event_format(Line);
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), speak);
+    String::from_utf8(reader.into_iter().flatten().collect()).expect("lines are text")
+}
+
+#[cfg(test)]
+struct Sink(std::sync::mpsc::Sender<Vec<u8>>);
+
+#[cfg(test)]
+impl io::Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.send(bytes.to_vec()).map_err(io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
-
     use super::*;
 
     #[test]
@@ -190,31 +213,11 @@ mod tests {
 
     #[test]
     fn a_line_of_text_has_time_level_part_and_message() {
-        let written = Arc::new(Mutex::new(Vec::new()));
-        let sink = Arc::clone(&written);
-        let layer = tracing_subscriber::fmt::layer()
-            .with_writer(move || Sink(Arc::clone(&sink)))
-            .with_ansi(false)
-            .event_format(Line);
-        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+        let line = written_during(|| {
             tracing::warn!(target: "milena_core::membership", epoch = 41, "router left");
         });
-        let line = String::from_utf8(written.lock().unwrap().clone()).unwrap();
         let (time, rest) = line.split_once(' ').unwrap();
         assert!(time.ends_with('Z') && time.contains('T'), "{line}");
         assert_eq!(rest, "warn  membership: router left epoch=41\n");
-    }
-
-    struct Sink(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
     }
 }

@@ -20,6 +20,7 @@ use std::{
 use bytes::Bytes;
 use futures::channel::oneshot;
 use milena_net::{
+    fault::{self, Fault},
     grpc::{
         client::{AddressError, Channel, ChannelLimits, Done},
         server::{Effect, Message, Reply, Request, Service},
@@ -68,7 +69,7 @@ pub struct Desk {
     /// `None` once the router is stopping: streams end with their sender.
     topology: RefCell<Option<watch::Sender>>,
     authority: mesh::Sender<ToAuthority>,
-    questions: RefCell<ahash::HashMap<u64, Option<oneshot::Sender<Answer>>>>,
+    questions: RefCell<ahash::HashMap<u64, oneshot::Sender<Answer>>>,
     next_ticket: Cell<u64>,
 }
 
@@ -156,6 +157,7 @@ impl Desk {
         stats.nodes = self.peers.borrow().node_requests();
         stats.open_breakers = self.peers.borrow().open_count();
         stats.inflight = self.peers.borrow().inflight();
+        stats.faults = fault::count();
         stats
     }
 
@@ -193,18 +195,15 @@ impl Desk {
         let asker = Asker { core: self.core, ticket };
         self.authority.try_send(ToAuthority::Ask(asker, question)).map_err(|_| too_many())?;
         // Stays until it is answered, also when the caller has gone: the answer's place in the mailbox is taken.
-        self.questions.borrow_mut().insert(ticket, Some(sender));
+        self.questions.borrow_mut().insert(ticket, sender);
         answer.await.map_err(|_| Status::new(Code::Unavailable, STOPPING))
     }
 
     /// The authority's answer to one of this core's questions.
-    ///
-    /// # Panics
-    /// When it was not asked.
     pub fn answered(&self, ticket: u64, answer: Answer) {
-        let asker = self.questions.borrow_mut().remove(&ticket).expect("an answer to a question of ours");
-        if let Some(asker) = asker {
-            let _ = asker.send(answer); // The caller may have gone.
+        match self.questions.borrow_mut().remove(&ticket) {
+            Some(asker) => drop(asker.send(answer)), // The caller may have gone.
+            None => drop(Fault::new("the authority has answered what nobody asked")),
         }
     }
 
@@ -228,7 +227,7 @@ impl Desk {
             }
             Answer::Refused(refusal) => Err(refused(&refusal)),
             Answer::Unwritten(reason) => Err(unwritten(&reason)),
-            Answer::Left { .. } => unreachable!("a Join does not end a membership"),
+            Answer::Left { .. } => Err(Fault::new("a Join was answered as a Leave").into()),
         }
     }
 
@@ -240,7 +239,7 @@ impl Desk {
         match self.ask(Question::Leave { node_id, address }).await? {
             Answer::Left { was_member } => Ok(Message::encode(&wire::LeaveResponse { successful: was_member })),
             Answer::Unwritten(reason) => Err(unwritten(&reason)),
-            Answer::Joined { .. } | Answer::Refused(_) => unreachable!("a Leave begins no membership"),
+            Answer::Joined { .. } | Answer::Refused(_) => Err(Fault::new("a Leave was answered as a Join").into()),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use milena_net::{
+    fault,
     grpc::status::Code,
     metrics::{Gathered, Page},
 };
@@ -70,6 +71,8 @@ pub struct Stats {
     pub open_breakers: usize,
     /// Calls to nodes in the air.
     pub inflight: usize,
+    /// Mistakes of ours that the core has noticed.
+    pub faults: u64,
 }
 
 impl Stats {
@@ -97,6 +100,7 @@ impl Stats {
         self.retries += other.retries;
         self.open_breakers += other.open_breakers;
         self.inflight += other.inflight;
+        self.faults += other.faults;
         self.nodes.extend(other.nodes.iter().cloned());
     }
 
@@ -139,6 +143,7 @@ pub fn page(gathered: &Gathered<Report>) -> String {
     }
     page.counter("milena_router_retries_total", "Requests sent to a node a second time", &[], sum.retries);
     page.gauge("milena_router_inflight", "Calls to nodes in the air", &[], sum.inflight as f64);
+    page.counter(fault::METRIC, fault::METRIC_HELP, &[], sum.faults);
     let help = "Breakers that are open: pairs of a core and a node";
     page.gauge("milena_router_breakers_open", help, &[], sum.open_breakers as f64);
     let help = "Cores that did not answer in time for this page";
@@ -173,7 +178,8 @@ mod tests {
         };
         members.join(member.clone(), std::time::Instant::now()).unwrap();
         let report = |core: usize| {
-            let mut stats = Stats { retries: 1, nodes: vec![(Arc::new(member.clone()), 5)], ..Stats::default() };
+            let mut stats =
+                Stats { retries: 1, faults: 3, nodes: vec![(Arc::new(member.clone()), 5)], ..Stats::default() };
             stats.limited[By::Client as usize] = 2;
             stats.count(Op::Get, Code::Ok);
             stats.count(Op::Put, Code::Unavailable);
@@ -187,6 +193,7 @@ mod tests {
             "milena_router_node_requests_total{node=\"http://a:1\"} 10",
             "milena_router_rate_limited_total{by=\"client\"} 4",
             "milena_router_retries_total 2",
+            "milena_internal_errors_total 6",
             "milena_router_ring_epoch 1",
             "milena_router_nodes{state=\"live\"} 1",
             "milena_router_nodes{state=\"dead\"} 0",
