@@ -83,10 +83,10 @@ pub struct Config {
     /// Where the node keeps what must outlive it (./milena-data). Several nodes may share it: each uses node-PORT in it.
     #[arg(long, env, value_name = "DIRECTORY")]
     pub data_dir: Option<String>,
-    /// Disk for the tier between memory and the store, shared by the cores (0 = no such tier); needs a store.
+    /// Disk for the tier between memory and the store, shared by the cores (0 = no such tier).
     #[arg(long, env, value_name = "SIZE")]
     pub disk: Option<String>,
-    /// The truth: s3://bucket/prefix, file:///directory, or none = memory only (file:// DATA_DIR/store, for all nodes that share it).
+    /// The truth: s3://bucket/prefix, file:///directory, or none = memory and disk only (file:// DATA_DIR/store, for all nodes that share it).
     #[arg(long, env, value_name = "URL")]
     pub store: Option<String>,
     /// The same as --store s3://BUCKET; --store wins where both are set.
@@ -224,11 +224,6 @@ pub enum ConfigError {
     Store(StoreConfigError),
     /// `WRITE_MODE=back`, which this version does not have.
     WriteModeBackNotYet,
-    /// `DISK` above 0, and `STORE=none`, which this version does not have.
-    DiskNeedsStore {
-        /// Bytes given.
-        disk_bytes: u64,
-    },
     /// Not enough disk for so many cores.
     DiskTooSmall {
         /// Bytes given.
@@ -279,7 +274,7 @@ impl Config {
             believed: (believed_seconds > 0).then(|| Duration::from_secs(believed_seconds)),
             value_bytes_max: settings::value_bytes_max(&self.value_max)?,
             node_dir: data_dir.join(format!("node-{}", listen.port())),
-            disk_bytes: self.disk_bytes(cores, &store)?,
+            disk_bytes: self.disk_bytes(cores)?,
             store,
             store_threads: self.store_threads()?,
             metrics,
@@ -342,11 +337,8 @@ impl Config {
         }
     }
 
-    fn disk_bytes(&self, cores: usize, store: &StoreConfig) -> Result<u64, ConfigError> {
+    fn disk_bytes(&self, cores: usize) -> Result<u64, ConfigError> {
         let disk_bytes = read("--disk", &self.disk, SIZES, size)?.unwrap_or(0);
-        if disk_bytes > 0 && *store == StoreConfig::None {
-            return Err(ConfigError::DiskNeedsStore { disk_bytes });
-        }
         if disk_bytes > 0 && disk_bytes / (cores as u64) < LOG_BYTES_MIN {
             return Err(ConfigError::DiskTooSmall { disk_bytes, cores });
         }
@@ -451,11 +443,6 @@ impl fmt::Display for ConfigError {
             Self::WriteModeBackNotYet => f.write_str(
                 "--write-mode back: comes with a later version; allowed is through, where a write is in the store when it \
                  is acknowledged",
-            ),
-            Self::DiskNeedsStore { disk_bytes } => write!(
-                f,
-                "--disk {}: without a store the disk tier comes with a later version; set STORE, or DISK to 0",
-                Size(*disk_bytes)
             ),
             Self::DiskTooSmall { disk_bytes, cores } => write!(
                 f,
@@ -694,10 +681,7 @@ mod tests {
             "--write-mode back: comes with a later version; allowed is through, where a write is in the store when it is \
              acknowledged"
         );
-        assert_eq!(
-            refused(&["DISK=10GiB", "STORE=none"]),
-            "--disk 10GiB: without a store the disk tier comes with a later version; set STORE, or DISK to 0"
-        );
+        assert_eq!(settings(&["DISK=10GiB", "STORE=none"]).unwrap().disk_bytes, 10 << 30);
         assert_eq!(
             refused(&["DISK=1MiB", "CORES=2"]),
             "--disk 1MiB: 2 cores need at least 1536KiB (768KiB each); raise DISK or lower CORES"

@@ -286,8 +286,12 @@ fn say_started(
         settings.store,
         identity.node_id,
     );
-    if settings.store == StoreConfig::None {
-        tracing::warn!("STORE=none: memory only, nothing survives this process");
+    match (&settings.store, settings.disk_bytes) {
+        (StoreConfig::None, 0) => tracing::warn!("STORE=none: memory only, nothing survives this process"),
+        (StoreConfig::None, _) => tracing::warn!(
+            "STORE=none: what the disk has no room for is forgotten, and nothing survives the loss of this machine"
+        ),
+        _ => {}
     }
     if settings.routers.is_empty() {
         tracing::info!("ROUTER_ADDR is not set: this node stands alone");
@@ -338,9 +342,9 @@ impl Part {
             None => None,
         };
         let shard_settings = shard_settings(&settings, core, incarnation);
-        let shard = match (&log, &store) {
-            (Some(tier), Some(store)) => Shard::with_log(shard_settings, store.clone(), Rc::clone(&tier.log)),
-            _ => Shard::new(shard_settings, store.clone()),
+        let shard = match &log {
+            Some(tier) => Shard::with_log(shard_settings, store.clone(), Rc::clone(&tier.log)),
+            None => Shard::new(shard_settings, store.clone()),
         };
         let (shards, mesh) = Shards::new(ends, Rc::clone(&shard));
         task::spawn(mesh);

@@ -441,10 +441,19 @@ fn status_of(refusal: &Refusal, complaints: &mesh::Sender<Complaint>) -> Status 
             status_of_store(error)
         }
         Refusal::Limit(limit) => Status::resource_exhausted(limit_text(*limit), PUSHBACK_MS),
-        Refusal::AckNotGiven { ack, has_store } => Status::new(Code::FailedPrecondition, ack_text(*ack, *has_store)),
+        Refusal::AckNotGiven { ack, has_store, has_log } => {
+            Status::new(Code::FailedPrecondition, ack_text(*ack, *has_store, *has_log))
+        }
         Refusal::ValueTooLarge { bytes, bytes_max } => Status::new(
             Code::InvalidArgument,
-            format!("value has {bytes} bytes; at most {bytes_max} fit this node's memory, and it has no store"),
+            format!("value has {bytes} bytes; at most {bytes_max} fit this node's tiers, and it has no store"),
+        ),
+        Refusal::DiskFailed { is_unknown: false } => {
+            Status::new(Code::Unavailable, "this node's disk has failed; nothing was written")
+        }
+        Refusal::DiskFailed { is_unknown: true } => Status::new(
+            Code::Unavailable,
+            "outcome unknown: this node's disk failed before it had synced the write; it is not on disk for certain",
         ),
         Refusal::Stopped => Status::new(Code::Unavailable, "the node is stopping"),
         Refusal::Fault(fault) => Status::from(*fault),
@@ -481,14 +490,19 @@ fn limit_text(limit: Limit) -> String {
         Limit::WritesOfKey => format!("{INFLIGHT_WRITES_PER_KEY_MAX} writes of this key wait already"),
         Limit::Tickets => format!("{MESH_TICKETS_MAX} requests of this core wait for other cores already"),
         Limit::Requests => format!("{MESH_REQUESTS_MAX} requests wait for the core that owns the key already"),
+        Limit::Log => "too much waits for the disk of the core that owns the key already".to_owned(),
         Limit::Memory => "answers under way hold all memory of the core that owns the key".to_owned(),
     }
 }
 
-fn ack_text(ack: Ack, has_store: bool) -> String {
-    let (name, levels) = (ack.as_str_name(), if has_store { "ACK_S3" } else { "ACK_MEMORY" });
-    let why = if has_store { "write mode through" } else { "no store and no disk" };
-    format!("ack is {name}, and this node has {why}; {levels} and ACK_DEFAULT are possible; nothing was written")
+fn ack_text(ack: Ack, has_store: bool, has_log: bool) -> String {
+    let name = ack.as_str_name();
+    let (what, levels) = match (has_store, has_log) {
+        (true, _) => ("write mode through", "ACK_S3 and ACK_DEFAULT are"),
+        (false, true) => ("no store", "ACK_DISK, ACK_MEMORY and ACK_DEFAULT are"),
+        (false, false) => ("no store and no disk", "ACK_MEMORY and ACK_DEFAULT are"),
+    };
+    format!("ack is {name}, and this node has {what}; {levels} possible; nothing was written")
 }
 
 impl<T> fmt::Debug for CacheService<T> {

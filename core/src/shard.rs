@@ -12,6 +12,9 @@
 //! Nothing in here spawns, reads a clock or blocks. What changes is in `RefCell`s that are borrowed inside synchronous
 //! functions only; what an await may have changed is checked again after it, which is what leases are for.
 
+mod alone;
+mod through;
+
 use std::{
     cell::{Cell, RefCell, RefMut},
     fmt,
@@ -29,8 +32,8 @@ use milena_proto::{
     placement,
 };
 use milena_storage::{
-    Cause, Condition, Entry, Error, Found, Operation, Put, Tier, Timestamp, Version,
-    log::{self, Disk, Log},
+    Cause, Condition, Entry, Error, Found, Operation, Tier, Timestamp, Version,
+    log::{self, Disk, Log, Position},
     memory::{Figures, Lookup, Memory},
 };
 
@@ -74,11 +77,11 @@ pub struct ShardSettings {
 
 /// One core's keys. Held by `Rc` on one executor; never leaves it.
 ///
-/// `T` is the store below memory; without one (`STORE=none`), memory is all there is.
+/// `T` is the store below memory and log; without one (`STORE=none`), they are all there is.
 pub struct Shard<T> {
     settings: ShardSettings,
     store: Option<T>,
-    /// Between memory and the store; only where there is a store.
+    /// Below memory, above the store.
     log: Option<Rc<Log<Disk>>>,
     memory: RefCell<Memory>,
     absences: RefCell<Absences>,
@@ -174,13 +177,20 @@ pub enum Refusal {
         ack: Ack,
         /// Whether there is a store.
         has_store: bool,
+        /// Whether there is a log.
+        has_log: bool,
     },
-    /// There is no store, and memory does not take a value this large.
+    /// There is no store, and neither memory nor the log takes a value this large.
     ValueTooLarge {
         /// Its size.
         bytes: usize,
         /// The largest that is taken.
         bytes_max: usize,
+    },
+    /// The log's disk has failed: nothing was done, or nobody knows what a restart would find.
+    DiskFailed {
+        /// Whether a restart may find the change.
+        is_unknown: bool,
     },
     /// The core that owns the key has stopped.
     Stopped,
@@ -203,6 +213,8 @@ pub enum Limit {
     Requests,
     /// The memory budget, all of which is in readers' hands.
     Memory,
+    /// What may wait for the disk.
+    Log,
 }
 
 impl Hit {
@@ -220,12 +232,15 @@ impl<T: Tier + 'static> Shard<T> {
         Self::with_rules(settings, store, None, Rules::ALL)
     }
 
-    /// The same with a log between memory and the store. No copy in the log is believed before the store has confirmed
-    /// it: while this node was away others may have written its keys, and a crash may have lost the newest.
+    /// The same with a log below memory. Above a store, no copy in the log is believed before the store has confirmed it:
+    /// while this node was away others may have written its keys, and a crash may have lost the newest. Without one, the
+    /// log is all there is to believe.
     #[must_use]
-    pub fn with_log(settings: ShardSettings, store: T, log: Rc<Log<Disk>>) -> Rc<Self> {
-        log.doubt_all();
-        Self::with_rules(settings, Some(store), Some(log), Rules::ALL)
+    pub fn with_log(settings: ShardSettings, store: Option<T>, log: Rc<Log<Disk>>) -> Rc<Self> {
+        if store.is_some() {
+            log.doubt_all();
+        }
+        Self::with_rules(settings, store, Some(log), Rules::ALL)
     }
 
     /// The same without some of the rules that keep readers from stale values, for tests that must notice.
@@ -284,7 +299,7 @@ impl<T: Tier + 'static> Shard<T> {
             shard.check_ack(write.ack)?;
             match &shard.store {
                 Some(store) => shard.put_through(store, &key, write, now).await,
-                None => shard.put_in_memory(key.as_ref(), write, now),
+                None => shard.put_alone(&key, write, now).await,
             }
         }
     }
@@ -308,7 +323,7 @@ impl<T: Tier + 'static> Shard<T> {
             shard.check_ack(ack)?;
             match &shard.store {
                 Some(store) => shard.delete_through(store, &key, condition, now).await,
-                None => shard.delete_in_memory(key.as_ref(), &condition, now),
+                None => shard.delete_alone(&key, condition, ack, now).await,
             }
         }
     }
@@ -440,18 +455,20 @@ impl<T: Tier + 'static> Shard<T> {
     }
 
     async fn get_below(self: Rc<Self>, key: Key, known: Option<Entry>, now: Timestamp) -> Answer {
-        let Some(store) = &self.store else { return self.count(Ok(None)) };
+        if self.store.is_none() && self.log.is_none() {
+            return self.count(Ok(None));
+        }
         if self.absences.borrow_mut().contains(&key, now) {
             return self.count(Ok(None));
         }
         let turn = self.inflight.begin_fetch(&key).map_err(Refusal::Limit)?;
         let answer = match turn {
-            ReadTurn::Lead(lease) => self.lead(store, &key, known, lease, now).await,
+            ReadTurn::Lead(lease) => self.lead(&key, known, lease, now).await,
             ReadTurn::Follow(news) => {
                 self.stats.borrow_mut().coalesced += 1;
                 match news.await {
                     Ok(News::Answer(answer)) => answer,
-                    Ok(News::Lead(lease)) => self.lead_late(store, &key, lease, now).await,
+                    Ok(News::Lead(lease)) => self.lead_late(&key, lease, now).await,
                     Err(_) => Err(Refusal::Fault(Fault::new("who waited for another's fetch was forgotten"))),
                 }
             }
@@ -462,7 +479,7 @@ impl<T: Tier + 'static> Shard<T> {
     }
 
     /// Leads a fetch that we waited for first: by now, memory may have the answer.
-    async fn lead_late(&self, store: &T, key: &Key, lease: Lease, now: Timestamp) -> Answer {
+    async fn lead_late(&self, key: &Key, lease: Lease, now: Timestamp) -> Answer {
         let known = match self.look_up(key.as_ref(), now) {
             Lookup::Hit(entry) => {
                 let answer = Ok(Some(Hit { entry, source: Source::Memory }));
@@ -472,10 +489,10 @@ impl<T: Tier + 'static> Shard<T> {
             Lookup::Stale(entry) => Some(entry),
             Lookup::Miss => None,
         };
-        self.lead(store, key, known, lease, now).await
+        self.lead(key, known, lease, now).await
     }
 
-    async fn lead(&self, store: &T, key: &Key, known: Option<Entry>, lease: Lease, now: Timestamp) -> Answer {
+    async fn lead(&self, key: &Key, known: Option<Entry>, lease: Lease, now: Timestamp) -> Answer {
         // A copy in memory that is not believed any more is as new as the log's.
         let is_in_memory = known.is_some();
         let known = match (known, &self.log) {
@@ -488,6 +505,10 @@ impl<T: Tier + 'static> Shard<T> {
                 copy => copy.map(|copy| copy.entry),
             },
             (known, _) => known,
+        };
+        let Some(store) = &self.store else {
+            lease.settle(&Ok(None));
+            return Ok(None);
         };
         let found = store.get(key, known.as_ref().map(|entry| &entry.version), now).await;
         let confirmed = known.clone().filter(|_| !is_in_memory);
@@ -599,81 +620,6 @@ impl<T: Tier + 'static> Shard<T> {
         }
     }
 
-    async fn put_through(&self, store: &T, key: &Key, write: Write, now: Timestamp) -> Result<Version, Refusal> {
-        let turn = self.inflight.begin_write(key).map_err(Refusal::Limit)?.await;
-        self.absences.borrow_mut().forget(key);
-        let unfinished = Unfinished { shard: self, key, is_known: false };
-        let Write { value, expires, condition, .. } = write;
-        let tenure = self.tenure.get();
-        let written = store.put(key, Put { value: value.clone(), expires, condition }).await;
-        match written {
-            Ok(version) => {
-                let entry = Entry { value, version, expires };
-                self.log_written(key, &entry, now).await;
-                if self.tenure.get() == tenure {
-                    self.memory.borrow_mut().insert(key.as_ref(), &entry, self.believed_until(now), now);
-                    unfinished.finish();
-                } else {
-                    // Written, and perhaps replaced by another node since: nothing is known about the key.
-                    drop(unfinished);
-                }
-                drop(turn); // Only now may the next writer begin.
-                Ok(entry.version)
-            }
-            Err(error) => Err(unfinished.fail(error)),
-        }
-    }
-
-    async fn delete_through(&self, store: &T, key: &Key, condition: Condition, now: Timestamp) -> Result<(), Refusal> {
-        let turn = self.inflight.begin_write(key).map_err(Refusal::Limit)?.await;
-        self.absences.borrow_mut().forget(key);
-        let unfinished = Unfinished { shard: self, key, is_known: false };
-        match store.delete(key, condition).await {
-            Ok(()) => {
-                if let Some(log) = &self.log {
-                    // Nobody else changes the key meanwhile: it is our turn, and fills lost their leases to it.
-                    Rc::clone(log).delete_if(key.clone(), now, || true).await;
-                }
-                self.memory.borrow_mut().remove(key.as_ref());
-                self.absences.borrow_mut().remember(key, now);
-                unfinished.finish();
-                drop(turn);
-                Ok(())
-            }
-            Err(error) => Err(unfinished.fail(error)),
-        }
-    }
-
-    /// Puts what the store has into the log. The log may lack it, but then it must not have anything older.
-    async fn log_written(&self, key: &Key, entry: &Entry, now: Timestamp) {
-        let Some(log) = &self.log else { return };
-        let put = Rc::clone(log).put(key.clone(), entry.clone(), self.believed_until(now), now);
-        if put.await.is_err() {
-            log.forget(key.as_ref());
-        }
-    }
-
-    fn put_in_memory(&self, key: KeyRef<'_>, write: Write, now: Timestamp) -> Result<Version, Refusal> {
-        let mut memory = self.memory.borrow_mut();
-        check_condition(&mut memory, key, &write.condition, now, Operation::Put)?;
-        let (bytes, bytes_max) = (write.value.len(), memory.value_bytes_max());
-        if bytes > bytes_max {
-            return Err(Refusal::ValueTooLarge { bytes, bytes_max });
-        }
-        let entry = Entry { value: write.value, version: self.own_version(), expires: write.expires };
-        if !memory.insert(key, &entry, None, now) && !entry.is_expired(now) {
-            return Err(Refusal::Limit(Limit::Memory));
-        }
-        Ok(entry.version)
-    }
-
-    fn delete_in_memory(&self, key: KeyRef<'_>, condition: &Condition, now: Timestamp) -> Result<(), Refusal> {
-        let mut memory = self.memory.borrow_mut();
-        check_condition(&mut memory, key, condition, now, Operation::Delete)?;
-        memory.remove(key);
-        Ok(())
-    }
-
     /// A version for a value that no store has: it must differ from all others, also those from before a restart.
     fn own_version(&self) -> Version {
         let number = self.versions_given.replace(self.versions_given.get() + 1);
@@ -683,11 +629,19 @@ impl<T: Tier + 'static> Shard<T> {
 
     /// Write mode `through`: a level above the store's answer is not to be had, one below it needs write mode `back`.
     fn check_ack(&self, ack: Ack) -> Result<(), Refusal> {
-        let has_store = self.store.is_some();
-        match (ack, has_store) {
-            (Ack::Default, _) | (Ack::S3, true) | (Ack::Memory, false) => Ok(()),
-            (Ack::S3 | Ack::Disk | Ack::Memory, _) => Err(Refusal::AckNotGiven { ack, has_store }),
+        let (has_store, has_log) = (self.store.is_some(), self.log.is_some());
+        match ack {
+            Ack::Default => Ok(()),
+            Ack::S3 if has_store => Ok(()),
+            Ack::Disk if !has_store && has_log => Ok(()),
+            Ack::Memory if !has_store => Ok(()),
+            Ack::S3 | Ack::Disk | Ack::Memory => Err(Refusal::AckNotGiven { ack, has_store, has_log }),
         }
+    }
+
+    /// Waits until a change survives a crash of the machine.
+    async fn durable(&self, log: &Rc<Log<Disk>>, position: Position) -> Result<(), Refusal> {
+        Rc::clone(log).durable(position).await.map_err(|_| Refusal::DiskFailed { is_unknown: true })
     }
 
     fn check_owner(&self, hash: placement::KeyHash) {
@@ -704,58 +658,14 @@ impl<T: Tier + 'static> Shard<T> {
     }
 }
 
-fn check_condition(
-    memory: &mut Memory,
-    key: KeyRef<'_>,
-    condition: &Condition,
-    now: Timestamp,
-    operation: Operation,
-) -> Result<(), Refusal> {
-    let found = match memory.get(key, now) {
-        Lookup::Hit(entry) | Lookup::Stale(entry) => Some(entry),
-        Lookup::Miss => None,
-    };
+/// Whether `condition` holds where `found` is the current version.
+fn check_condition(found: Option<&Version>, condition: &Condition, operation: Operation) -> Result<(), Refusal> {
     let cause = match (condition, found) {
-        (Condition::IfVersion(version), found) if found.as_ref().map(|entry| &entry.version) != Some(version) => {
-            Cause::VersionMismatch
-        }
+        (Condition::IfVersion(version), found) if found != Some(version) => Cause::VersionMismatch,
         (Condition::IfAbsent, Some(_)) => Cause::AlreadyExists,
         (Condition::Always | Condition::IfVersion(_) | Condition::IfAbsent, _) => return Ok(()),
     };
     Err(Refusal::Store(Error { operation, cause }))
-}
-
-/// A write of which the store has been told, or is about to be. Dropped, it makes memory and log forget the key: nobody
-/// knows what the store has.
-struct Unfinished<'a, T> {
-    shard: &'a Shard<T>,
-    key: &'a Key,
-    is_known: bool,
-}
-
-impl<T> Unfinished<'_, T> {
-    /// Memory agrees with the store.
-    fn finish(mut self) {
-        self.is_known = true;
-    }
-
-    fn fail(self, error: Error) -> Refusal {
-        if error.cause == Cause::Busy {
-            self.finish(); // The store was never told, and forgetting would make it busier.
-        }
-        Refusal::Store(error)
-    }
-}
-
-impl<T> Drop for Unfinished<'_, T> {
-    fn drop(&mut self) {
-        if !self.is_known {
-            self.shard.memory.borrow_mut().remove(self.key.as_ref());
-            if let Some(log) = &self.shard.log {
-                log.forget(self.key.as_ref());
-            }
-        }
-    }
 }
 
 impl<T> fmt::Debug for Shard<T> {

@@ -363,6 +363,12 @@ impl<D: Device> Log<D> {
         answer.await.unwrap_or(Err(LogError::Offline))
     }
 
+    /// The largest value that is kept, whatever its key and its version, in bytes.
+    #[must_use]
+    pub fn value_bytes_max(&self) -> usize {
+        self.state.borrow().record_bytes_max() - record::OVERHEAD_BYTES_MAX
+    }
+
     /// Believes no copy any more that is in the log now, until it is put again. O(1).
     pub fn doubt_all(&self) {
         self.state.borrow_mut().doubt_all();

@@ -746,7 +746,8 @@ fn levels_of_acknowledgement_that_are_not_to_be_had_are_refused_and_nothing_is_w
                 .finish();
         assert_eq!(delete.is_ok(), is_given, "{name}");
         if !is_given {
-            assert_eq!(put, Err(Refusal::AckNotGiven { ack, has_store: Rc::ptr_eq(&world.shard, &through.shard) }));
+            let has_store = Rc::ptr_eq(&world.shard, &through.shard);
+            assert_eq!(put, Err(Refusal::AckNotGiven { ack, has_store, has_log: false }));
         }
     }
 }

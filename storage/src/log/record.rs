@@ -33,6 +33,10 @@ pub(super) const UNIT_BYTES: usize = 16;
 /// Longest version that the log keeps; an entry with a longer one is read through.
 pub(super) const VERSION_BYTES_MAX: usize = u8::MAX as usize;
 
+/// What a record has at most besides its value.
+pub(super) const OVERHEAD_BYTES_MAX: usize =
+    HEADER_BYTES + BUCKET_BYTES_MAX + KEY_BYTES_MAX + VERSION_BYTES_MAX + UNIT_BYTES;
+
 /// A copy that is believed for ever.
 const FOR_EVER_S: u32 = u32::MAX;
 

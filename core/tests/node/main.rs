@@ -1,5 +1,7 @@
 //! A whole node in this process, asked over gRPC on real sockets by our own client.
 
+mod alone;
+
 use std::{
     future::Future,
     io::{Read as _, Write as _},
