@@ -26,6 +26,8 @@ use milena_storage::{
     object::{PoolSizes, S3Flags, StoreConfig, StoreConfigError, StoreSettings},
 };
 
+use crate::shard::WriteMode;
+
 /// What a core needs at least, in bytes: below that, connection buffers would leave nothing for entries.
 pub const CORE_MEMORY_BYTES_MIN: u64 = 16 << 20;
 
@@ -107,7 +109,7 @@ pub struct Config {
     /// Writes to the store that may be under way at once (32).
     #[arg(long, env, value_name = "COUNT")]
     pub s3_write_threads: Option<String>,
-    /// When a write is acknowledged (through): through = the store has it; back comes with a later version.
+    /// When a write is acknowledged (through): through = the store has it; back = the disk has it, and the store gets it later.
     #[arg(long, env, value_name = "through|back")]
     pub write_mode: Option<String>,
     /// /metrics, /health and /ready on the address listened on (9091; 0 = off; auto = any free port, said in the log).
@@ -146,8 +148,10 @@ pub struct Settings {
     pub spin: Duration,
     /// Memory of all cores together, in bytes.
     pub memory_bytes: u64,
-    /// Bytes of disk for all cores together; 0 = no disk tier. Above 0 only where there is a store.
+    /// Bytes of disk for all cores together; 0 = no disk tier.
     pub disk_bytes: u64,
+    /// When a write counts as done that does not say; [`WriteMode::Back`] only where there are a disk and a store.
+    pub write_mode: WriteMode,
     /// Entries of all cores together; `None` = as many as fit.
     pub entries_max: Option<u64>,
     /// How long a cached copy is believed; `None` = for ever.
@@ -222,8 +226,11 @@ pub enum ConfigError {
     },
     /// A setting of the store.
     Store(StoreConfigError),
-    /// `WRITE_MODE=back`, which this version does not have.
-    WriteModeBackNotYet,
+    /// `WRITE_MODE=back` without a disk to wait on, or without a store to wait for.
+    BackNeeds {
+        /// The setting that is missing.
+        what: &'static str,
+    },
     /// Not enough disk for so many cores.
     DiskTooSmall {
         /// Bytes given.
@@ -248,14 +255,14 @@ impl Config {
             check_apart(first, cores, "--metrics-port", metrics.port())?;
         }
         let data_dir = PathBuf::from(written(&self.data_dir).unwrap_or("./milena-data"));
-        self.check_write_mode()?;
-
         let seconds = || format!("seconds from 0 to {}", u32::MAX);
         let believed_seconds =
             number("--ttl-seconds", &self.ttl_seconds, 0..=u32::MAX.into(), seconds)?.unwrap_or(3600);
         let spin = || format!("microseconds from 0 to {SPIN_US_MAX}");
         let entries = || "a count of entries, 0 = limited by bytes only".to_owned();
         let store = self.store(&data_dir)?;
+        let disk_bytes = self.disk_bytes(cores)?;
+        let write_mode = self.write_mode(&store, disk_bytes)?;
         Ok(Settings {
             listen,
             routers: self.routers()?,
@@ -274,7 +281,8 @@ impl Config {
             believed: (believed_seconds > 0).then(|| Duration::from_secs(believed_seconds)),
             value_bytes_max: settings::value_bytes_max(&self.value_max)?,
             node_dir: data_dir.join(format!("node-{}", listen.port())),
-            disk_bytes: self.disk_bytes(cores)?,
+            disk_bytes,
+            write_mode,
             store,
             store_threads: self.store_threads()?,
             metrics,
@@ -324,10 +332,12 @@ impl Config {
         Ok(routers)
     }
 
-    fn check_write_mode(&self) -> Result<(), ConfigError> {
+    fn write_mode(&self, store: &StoreConfig, disk_bytes: u64) -> Result<WriteMode, ConfigError> {
         match written(&self.write_mode).map(str::to_ascii_lowercase).as_deref() {
-            None | Some("through") => Ok(()),
-            Some("back") => Err(ConfigError::WriteModeBackNotYet),
+            None | Some("through") => Ok(WriteMode::Through),
+            Some("back") if disk_bytes == 0 => Err(ConfigError::BackNeeds { what: "DISK" }),
+            Some("back") if *store == StoreConfig::None => Err(ConfigError::BackNeeds { what: "STORE" }),
+            Some("back") => Ok(WriteMode::Back),
             Some(_) => Err(SettingError::Illegal {
                 flag: "--write-mode",
                 found: written(&self.write_mode).unwrap_or_default().to_owned(),
@@ -440,10 +450,9 @@ impl fmt::Display for ConfigError {
                 usize::from(*first) + cores - 1
             ),
             Self::Store(error) => error.fmt(f),
-            Self::WriteModeBackNotYet => f.write_str(
-                "--write-mode back: comes with a later version; allowed is through, where a write is in the store when it \
-                 is acknowledged",
-            ),
+            Self::BackNeeds { what } => {
+                write!(f, "--write-mode back: writes wait on the disk for the store; set {what}, or --write-mode through")
+            }
             Self::DiskTooSmall { disk_bytes, cores } => write!(
                 f,
                 "--disk {}: {cores} cores need at least {} ({} each); raise DISK or lower CORES",
@@ -676,10 +685,14 @@ mod tests {
     fn what_needs_the_disk_tier_is_refused_before_anything_can_be_lost() {
         assert_eq!(settings(&["DISK=0", "WRITE_MODE=through"]).unwrap().disk_bytes, 0);
         assert_eq!(settings(&["DISK=10GiB"]).unwrap().disk_bytes, 10 << 30);
+        assert_eq!(settings(&["DISK=10GiB", "WRITE_MODE=back"]).unwrap().write_mode, WriteMode::Back);
         assert_eq!(
             refused(&["WRITE_MODE=back"]),
-            "--write-mode back: comes with a later version; allowed is through, where a write is in the store when it is \
-             acknowledged"
+            "--write-mode back: writes wait on the disk for the store; set DISK, or --write-mode through"
+        );
+        assert_eq!(
+            refused(&["WRITE_MODE=back", "DISK=10GiB", "STORE=none"]),
+            "--write-mode back: writes wait on the disk for the store; set STORE, or --write-mode through"
         );
         assert_eq!(settings(&["DISK=10GiB", "STORE=none"]).unwrap().disk_bytes, 10 << 30);
         assert_eq!(

@@ -14,3 +14,4 @@ pub mod shard;
 pub mod shards;
 pub mod stats;
 pub mod tool;
+pub mod uploader;

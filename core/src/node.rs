@@ -8,7 +8,7 @@
 //!     own port ────┴▶ Server ─▶ CacheService ─▶ Shards       complaints: what the store's failures say to operators
 //!     once a second: expired entries dropped, counters copied
 //!
-//!   stop    leave ─▶ refuse ─▶ drain ─▶ seal ─▶ part         net/src/shutdown.rs
+//!   stop    settle ─▶ leave ─▶ refuse ─▶ drain ─▶ seal ─▶ part         net/src/shutdown.rs
 //! ```
 //! `main` is a few lines around this, and tests start it too.
 
@@ -63,9 +63,10 @@ use crate::{
     ownership::{ASKS_MAX, Ask, Follower, Ownership, TOPOLOGY_BYTES_MAX},
     report::{self, Report},
     service::{CacheService, ServiceSettings},
-    shard::{ABSENT_MS_DEFAULT, Shard, ShardSettings},
+    shard::{ABSENT_MS_DEFAULT, Shard, ShardSettings, WriteMode},
     shards::Shards,
     stats::Stats,
+    uploader,
 };
 
 /// Connections of one core, on each of its ports; more are closed as they come.
@@ -76,6 +77,12 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Between two parts of one such look, when there is more than one part.
 const SWEEP_PAUSE: Duration = Duration::from_millis(5);
+
+/// How long a node that stops waits for uploads; what is left then stays in its log.
+const SETTLE_MAX: Duration = Duration::from_millis(4_500);
+
+/// Between two looks whether there are any left.
+const SETTLE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What a core serves besides health and reflection, by its full name.
 const SERVICES: [&str; 1] = ["cache_server.Cache"];
@@ -277,7 +284,11 @@ fn say_started(
 ) {
     let ports = shard_addrs.iter().map(|own| format!(" :{}", own.port())).collect::<String>();
     let page = metrics_addr.map_or_else(|| "off".to_owned(), |page| page.to_string());
-    let write_mode = if settings.store == StoreConfig::None { "memory" } else { "through" };
+    let write_mode = match (&settings.store, settings.write_mode) {
+        (StoreConfig::None, _) => "memory",
+        (_, WriteMode::Through) => "through",
+        (_, WriteMode::Back) => "back",
+    };
     tracing::info!(
         "serving on {addr}, {} on{ports}; memory {}, disk {}, store {}, write mode {write_mode}, metrics {page}, node {}",
         if settings.cores == 1 { "1 core".to_owned() } else { format!("{} cores", settings.cores) },
@@ -349,6 +360,9 @@ impl Part {
         let (shards, mesh) = Shards::new(ends, Rc::clone(&shard));
         task::spawn(mesh);
         task::spawn(tidy(Rc::clone(&shard)));
+        if log.is_some() {
+            task::spawn(uploader::run(Rc::clone(&shard), uploads_max(&settings), complain.clone(), now));
+        }
         let ownership = Rc::new(Ownership::new(ask.clone()));
         task::spawn(follow(told, Rc::clone(&shard), Rc::clone(&ownership)));
 
@@ -359,14 +373,13 @@ impl Part {
                 core,
                 core_count: settings.cores,
                 value_bytes_max: settings.value_bytes_max,
-                has_store: store.is_some(),
                 complaints: complain.clone(),
             },
         ));
         let count = {
-            let (shard, service, store) = (shard, Rc::clone(&service), store.clone());
+            let (shard, service, store) = (Rc::clone(&shard), Rc::clone(&service), store.clone());
             move || Report {
-                stats: Stats { major_faults: major_faults(), faults: fault::count(), ..shard.report() },
+                stats: Stats { major_faults: major_faults(), faults: fault::count(), ..shard.report(now()) },
                 calls: service.calls(),
                 store: store.as_ref().map(Object::counters).unwrap_or_default(),
             }
@@ -388,8 +401,10 @@ impl Part {
             [accept(common, Rc::clone(&servers[0]), shutdown.clone()), accept(own, Rc::clone(&servers[1]), shutdown)];
         let zero = core_0.map(|zero| zero.begin(store, complain, ask));
 
-        while let Some(stage) = participant.next().await {
+        let mut next = participant.next().await;
+        while let Some(stage) = next {
             match stage {
+                Stage::Settle => settle(core, &shard, log.as_ref()).await,
                 Stage::Leave => {
                     health.set_all(false);
                     if let Some(zero) = &zero {
@@ -402,11 +417,11 @@ impl Part {
                 }
                 Stage::Drain => {
                     let drained = std::pin::pin!(future::join(servers[0].drained(), servers[1].drained()));
-                    let next = std::pin::pin!(participant.next());
-                    // The time may be up before.
-                    if let Either::Right((_, _)) = future::select(drained, next).await {
+                    let later = std::pin::pin!(participant.next());
+                    if let Either::Right((later, _)) = future::select(drained, later).await {
                         servers.iter().for_each(|server| server.end());
-                        continue; // That stage has nothing to do here.
+                        next = later; // The time is up.
+                        continue;
                     }
                 }
                 Stage::Seal => {
@@ -417,8 +432,28 @@ impl Part {
                 Stage::Part => servers.iter().for_each(|server| server.end()),
             }
             participant.done(stage);
+            next = participant.next().await;
         }
         count()
+    }
+}
+
+/// Lets what the log owes the store become less, for a while; what is left is told and waits for the next start.
+async fn settle(core: usize, shard: &Shard<Object>, log: Option<&DiskTier>) {
+    let Some(tier) = log else { return };
+    shard.settle();
+    let end = Instant::now() + SETTLE_MAX;
+    while tier.log.dirty_bytes().0 > 0 && Instant::now() < end {
+        task::sleep(SETTLE_INTERVAL).await;
+    }
+    let left = tier.log.figures();
+    if left.dirty_records > 0 {
+        tracing::warn!(
+            "log: core {core} still has {} writes ({}) that the store does not have; they are on disk, and the next start \
+             uploads them",
+            left.dirty_records,
+            Size(left.dirty_bytes)
+        );
     }
 }
 
@@ -523,7 +558,13 @@ fn shard_settings(settings: &Settings, core: usize, incarnation: u64) -> ShardSe
         believed_ms: settings.believed.map(|believed| believed.as_millis().try_into().unwrap_or(u64::MAX)),
         absent_ms: ABSENT_MS_DEFAULT,
         incarnation,
+        write_mode: settings.write_mode,
     }
+}
+
+/// This core's share of the threads that write to the store.
+fn uploads_max(settings: &Settings) -> usize {
+    (settings.store_threads.write_threads as usize / settings.cores).max(1)
 }
 
 /// Accepts connections until the handle aborts it, and closes the port then.

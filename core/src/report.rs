@@ -105,6 +105,9 @@ impl Report {
             sum.stats.coalesced += stats.coalesced;
             sum.stats.revalidated += stats.revalidated;
             sum.stats.forwarded += stats.forwarded;
+            sum.stats.uploads_done += stats.uploads_done;
+            sum.stats.uploads_failed += stats.uploads_failed;
+            sum.stats.writes_slowed += stats.writes_slowed;
             sum.stats.faults += stats.faults;
             sum.calls.add(calls);
             sum.store.add(store);
@@ -124,6 +127,11 @@ pub fn metrics(reports: &[(CoreIndex, Report)], missing_count: usize) -> String 
         shard_page(&mut page, &core.to_string(), &report.stats);
     }
     store_page(&mut page, &sum.store);
+    for (result, count) in [("done", sum.stats.uploads_done), ("failed", sum.stats.uploads_failed)] {
+        page.counter("milena_uploads_total", "Writes brought from the log to the store", &[("result", result)], count);
+    }
+    let slowed = "Writes that were held back because much waits for the store";
+    page.counter("milena_writes_slowed_total", slowed, &[], sum.stats.writes_slowed);
     page.counter(fault::METRIC, fault::METRIC_HELP, &[], sum.stats.faults);
     page.gauge("milena_cores_silent", "Cores that did not answer in time for this page", &[], missing_count as f64);
     page.process();
@@ -184,6 +192,8 @@ fn shard_page(page: &mut Page, shard: &str, stats: &Stats) {
     page.counter("milena_core_major_faults_total", faults, &shard, stats.major_faults);
     if let Some(log) = &stats.log {
         log_page(page, shard, log);
+        let help = "How long the store has lacked what has waited for its upload the longest";
+        page.gauge("milena_upload_lag_seconds", help, &shard, stats.upload_lag.as_secs_f64());
     }
 }
 
@@ -200,6 +210,9 @@ fn log_page(page: &mut Page, shard: [(&'static str, &str); 1], log: &log::Figure
         let help = "Segments of a shard's log";
         page.gauge("milena_log_segments", help, &[("state", state), shard[0]], f64::from(count));
     }
+    let dirty = "Bytes on disk that the store does not have yet";
+    page.gauge("milena_log_dirty_bytes", dirty, &shard, log.dirty_bytes as f64);
+    page.gauge("milena_log_dirty_bytes_max", "Dirty bytes at which writes are refused", &shard, log.dirty_bytes_max as f64);
     page.gauge("milena_disk_entries", "Entries on disk", &shard, log.entries as f64);
     let degraded = "1 where the disk, or a part of it, is not used any more because it failed";
     page.gauge("milena_disk_degraded", degraded, &shard, f64::from(u8::from(log.is_degraded)));
@@ -311,6 +324,8 @@ mod tests {
             "milena_forwarded_requests_total 0",
             "milena_s3_inflight 0.0",
             "milena_s3_cost_dollars_total{op=\"put\"} 0.0",
+            "milena_uploads_total{result=\"failed\"} 0",
+            "milena_writes_slowed_total 0",
             "milena_internal_errors_total 0",
             "milena_cores_silent 1.0",
         ] {

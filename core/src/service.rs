@@ -57,8 +57,6 @@ pub struct CacheService<T> {
     core_count: usize,
     /// The largest value that may be written, in bytes.
     value_bytes_max: usize,
-    /// Whether an acknowledged write is in a store.
-    has_store: bool,
     complaints: mesh::Sender<Complaint>,
     calls: Rc<RefCell<Calls>>,
     /// Where keys of other nodes are refused.
@@ -74,8 +72,6 @@ pub struct ServiceSettings {
     pub core_count: usize,
     /// The largest value that may be written, in bytes.
     pub value_bytes_max: usize,
-    /// Whether there is a store below memory.
-    pub has_store: bool,
     /// Where the store's failures are made into log lines.
     pub complaints: mesh::Sender<Complaint>,
 }
@@ -92,8 +88,8 @@ impl<T: Tier + 'static> CacheService<T> {
     /// Serves from `shards`.
     #[must_use]
     pub fn new(shards: Rc<Shards<T>>, settings: ServiceSettings) -> Self {
-        let ServiceSettings { core, core_count, value_bytes_max, has_store, complaints } = settings;
-        Self { shards, core, core_count, value_bytes_max, has_store, complaints, calls: Rc::default(), ownership: None }
+        let ServiceSettings { core, core_count, value_bytes_max, complaints } = settings;
+        Self { shards, core, core_count, value_bytes_max, complaints, calls: Rc::default(), ownership: None }
     }
 
     /// The same calls behind a door where keys of other nodes are refused.
@@ -108,7 +104,6 @@ impl<T: Tier + 'static> CacheService<T> {
             core: self.core,
             core_count: self.core_count,
             value_bytes_max: self.value_bytes_max,
-            has_store: self.has_store,
             complaints: self.complaints.clone(),
             calls: Rc::clone(&self.calls),
             ownership: self.ownership.clone(),
@@ -156,8 +151,9 @@ impl<T: Tier + 'static> CacheService<T> {
             Ok(write) => write,
             Err(status) => return counted.end_at_once(Err(status)),
         };
+        let ack = write.ack;
         let written = self.shards.put(key, write, now);
-        let (complaints, tier) = (self.complaints.clone(), self.write_tier());
+        let (complaints, tier) = (self.complaints.clone(), self.write_depth(ack));
         counted.end_later(async move {
             let version = written.await.map_err(|refusal| status_of(&refusal, &complaints))?;
             let version = version.as_str().to_owned();
@@ -171,8 +167,9 @@ impl<T: Tier + 'static> CacheService<T> {
             Ok(delete) => delete,
             Err(status) => return counted.end_at_once(Err(status)),
         };
+        let ack = removal.ack;
         let removed = self.shards.delete(key, removal, now());
-        let (complaints, tier) = (self.complaints.clone(), self.write_tier());
+        let (complaints, tier) = (self.complaints.clone(), self.write_depth(ack));
         counted.end_later(async move {
             removed.await.map_err(|refusal| status_of(&refusal, &complaints))?;
             Ok((Message::encode(&DeleteResponse { successful: true }), tier))
@@ -227,8 +224,12 @@ impl<T: Tier + 'static> CacheService<T> {
     }
 
     /// The tier that a write has reached when it is answered.
-    fn write_tier(&self) -> Depth {
-        if self.has_store { Depth::Store } else { Depth::Memory }
+    fn write_depth(&self, ack: Ack) -> Depth {
+        match self.shards.mine().given(ack) {
+            Ack::Memory => Depth::Memory,
+            Ack::Disk => Depth::Log,
+            Ack::S3 | Ack::Default => Depth::Store,
+        }
     }
 
     fn counted(&self, op: Op) -> Counted {
@@ -491,6 +492,7 @@ fn limit_text(limit: Limit) -> String {
         Limit::Tickets => format!("{MESH_TICKETS_MAX} requests of this core wait for other cores already"),
         Limit::Requests => format!("{MESH_REQUESTS_MAX} requests wait for the core that owns the key already"),
         Limit::Log => "too much waits for the disk of the core that owns the key already".to_owned(),
+        Limit::Uploads => "too many writes of the core that owns the key wait for the store already".to_owned(),
         Limit::Memory => "answers under way hold all memory of the core that owns the key".to_owned(),
     }
 }

@@ -13,6 +13,7 @@
 //! functions only; what an await may have changed is checked again after it, which is what leases are for.
 
 mod alone;
+pub mod back;
 mod through;
 
 use std::{
@@ -21,6 +22,7 @@ use std::{
     future::{Future, ready},
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -33,10 +35,11 @@ use milena_proto::{
 };
 use milena_storage::{
     Cause, Condition, Entry, Error, Found, Operation, Tier, Timestamp, Version,
-    log::{self, Disk, Log, Position},
+    log::{self, Disk, Known, Log, Position},
     memory::{Figures, Lookup, Memory},
 };
 
+use self::back::Uploads;
 use crate::{
     absences::Absences,
     inflight::{Inflight, Lease, News, ReadTurn, Rules},
@@ -71,8 +74,20 @@ pub struct ShardSettings {
     pub believed_ms: Option<u64>,
     /// How long an absent key is remembered, in milliseconds; 0 = not.
     pub absent_ms: u64,
-    /// Sets the versions this process gives, where there is no store, apart from those of every other.
+    /// Sets the versions this process gives, where the store gives none, apart from those of every other.
     pub incarnation: u64,
+    /// When a write counts as done that does not say. Without a store or a log it is [`WriteMode::Through`].
+    pub write_mode: WriteMode,
+}
+
+/// When a write counts as done that does not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WriteMode {
+    /// When the store has it; without a store, when memory has it.
+    #[default]
+    Through,
+    /// When the log has synced it; the store gets it later.
+    Back,
 }
 
 /// One core's keys. Held by `Rc` on one executor; never leaves it.
@@ -86,11 +101,21 @@ pub struct Shard<T> {
     memory: RefCell<Memory>,
     absences: RefCell<Absences>,
     inflight: Rc<Inflight>,
+    uploads: RefCell<Uploads>,
+    /// The node stops: nothing more is to wait for the store.
+    is_settling: Cell<bool>,
     stats: RefCell<Stats>,
     versions_given: Cell<u64>,
     /// Counts the times that this node's keys may have been another's.
     tenure: Cell<u64>,
     tables: RefCell<Tables>,
+}
+
+/// Which way a write goes.
+enum Way<'a, T> {
+    Through(&'a T),
+    Back((&'a T, &'a Rc<Log<Disk>>)),
+    Alone,
 }
 
 /// The router's tables: the one that this node follows, and those before it from which memory may still hold copies that
@@ -215,6 +240,8 @@ pub enum Limit {
     Memory,
     /// What may wait for the disk.
     Log,
+    /// What may wait to be uploaded to the store.
+    Uploads,
 }
 
 impl Hit {
@@ -259,6 +286,8 @@ impl<T: Tier + 'static> Shard<T> {
             memory: RefCell::new(Memory::new(settings.memory_bytes, settings.entries_max)),
             absences: RefCell::new(Absences::new(settings.absent_ms)),
             inflight: Inflight::new(rules),
+            uploads: RefCell::default(),
+            is_settling: Cell::new(false),
             stats: RefCell::default(),
             versions_given: Cell::new(0),
             tenure: Cell::new(0),
@@ -297,9 +326,10 @@ impl<T: Tier + 'static> Shard<T> {
         async move {
             shard.check_owner(key.hash());
             shard.check_ack(write.ack)?;
-            match &shard.store {
-                Some(store) => shard.put_through(store, &key, write, now).await,
-                None => shard.put_alone(&key, write, now).await,
+            match shard.way() {
+                Way::Through(store) => shard.put_through(store, &key, write, now).await,
+                Way::Back(parts) => shard.put_back(parts, &key, write, now).await,
+                Way::Alone => shard.put_alone(&key, write, now).await,
             }
         }
     }
@@ -321,9 +351,10 @@ impl<T: Tier + 'static> Shard<T> {
             let Removal { condition, ack } = removal;
             shard.check_owner(key.hash());
             shard.check_ack(ack)?;
-            match &shard.store {
-                Some(store) => shard.delete_through(store, &key, condition, now).await,
-                None => shard.delete_alone(&key, condition, ack, now).await,
+            match shard.way() {
+                Way::Through(store) => shard.delete_through(store, &key, condition, now).await,
+                Way::Back(parts) => shard.delete_back(parts, &key, condition, ack, now).await,
+                Way::Alone => shard.delete_alone(&key, condition, ack, now).await,
             }
         }
     }
@@ -403,10 +434,13 @@ impl<T: Tier + 'static> Shard<T> {
 
     /// A copy of the counters, memory's figures included, for the metrics page.
     #[must_use]
-    pub fn report(&self) -> Stats {
+    pub fn report(&self, now: Timestamp) -> Stats {
+        let log = self.log.as_ref().map(|log| log.figures());
+        let dirty_since = log.as_ref().and_then(|log| log.dirty_since);
         Stats {
             memory: self.memory_figures(),
-            log: self.log.as_ref().map(|log| log.figures()),
+            upload_lag: dirty_since.map_or(Duration::ZERO, |since| Duration::from_millis(now.0.saturating_sub(since.0))),
+            log,
             keys_in_flight: self.keys_in_flight() as u64,
             ..self.stats.borrow().clone()
         }
@@ -493,18 +527,25 @@ impl<T: Tier + 'static> Shard<T> {
     }
 
     async fn lead(&self, key: &Key, known: Option<Entry>, lease: Lease, now: Timestamp) -> Answer {
-        // A copy in memory that is not believed any more is as new as the log's.
-        let is_in_memory = known.is_some();
-        let known = match (known, &self.log) {
-            (None, Some(log)) => match Rc::clone(log).get(key.clone(), now).await {
-                Some(copy) if copy.believed_until.is_none_or(|until| now < until) => {
-                    let answer = self.take_in_copy(key, copy, &lease, now);
-                    lease.settle(&answer);
-                    return answer;
-                }
-                copy => copy.map(|copy| copy.entry),
-            },
-            (known, _) => known,
+        let in_log = self.look_in_log(key, known.is_some(), now).await;
+        let (known, is_in_memory) = match in_log {
+            Known::Copy(copy) if copy.believed_until.is_none_or(|until| now < until) => {
+                let answer = self.take_in_copy(key, copy, &lease, now);
+                lease.settle(&answer);
+                return answer;
+            }
+            Known::Copy(copy) => (Some(copy.entry), false),
+            Known::Nothing => (known, true),
+            Known::Deleted => {
+                let answer = self.take_in(key, Ok(Found::Absent), known, &lease, now);
+                lease.settle(&answer);
+                return answer;
+            }
+            Known::Unreadable => {
+                let answer = Err(back::unreadable(Operation::Get));
+                lease.settle(&answer);
+                return answer;
+            }
         };
         let Some(store) = &self.store else {
             lease.settle(&Ok(None));
@@ -518,11 +559,22 @@ impl<T: Tier + 'static> Shard<T> {
         answer
     }
 
+    /// What the log knows of a key. It is not asked where memory has a copy that is not believed any more, which is as new
+    /// as the log's, unless the log has what the store does not.
+    async fn look_in_log(&self, key: &Key, is_in_memory: bool, now: Timestamp) -> Known {
+        match &self.log {
+            Some(log) if !is_in_memory || log.has_debt(key.hash()) => Rc::clone(log).get(key.clone(), now).await,
+            Some(_) | None => Known::Nothing,
+        }
+    }
+
     /// Fills memory with what the log has. Where the lease is gone, the rule of [`Shard::take_in`].
     fn take_in_copy(&self, key: &Key, copy: log::Copy, lease: &Lease, now: Timestamp) -> Answer {
         let mut memory = self.memory.borrow_mut();
         if lease.may_fill() {
-            memory.insert(key.as_ref(), &copy.entry, copy.believed_until, now);
+            // What the store does not have yet is believed for ever, but will be there before memory forgets it.
+            let believed_until = if copy.is_dirty { self.believed_until(now) } else { copy.believed_until };
+            memory.insert(key.as_ref(), &copy.entry, believed_until, now);
         } else {
             match memory.get(key.as_ref(), now) {
                 Lookup::Hit(entry) => return Ok(Some(Hit { entry, source: Source::Memory })),
@@ -629,13 +681,30 @@ impl<T: Tier + 'static> Shard<T> {
 
     /// Write mode `through`: a level above the store's answer is not to be had, one below it needs write mode `back`.
     fn check_ack(&self, ack: Ack) -> Result<(), Refusal> {
+        let is_given = match self.way() {
+            Way::Back(_) => true,
+            Way::Through(_) => matches!(ack, Ack::Default | Ack::S3),
+            Way::Alone => matches!(ack, Ack::Default | Ack::Memory) || ack == Ack::Disk && self.log.is_some(),
+        };
         let (has_store, has_log) = (self.store.is_some(), self.log.is_some());
-        match ack {
-            Ack::Default => Ok(()),
-            Ack::S3 if has_store => Ok(()),
-            Ack::Disk if !has_store && has_log => Ok(()),
-            Ack::Memory if !has_store => Ok(()),
-            Ack::S3 | Ack::Disk | Ack::Memory => Err(Refusal::AckNotGiven { ack, has_store, has_log }),
+        if is_given { Ok(()) } else { Err(Refusal::AckNotGiven { ack, has_store, has_log }) }
+    }
+
+    /// The level that a write with this `ack` gets when it is done.
+    pub(crate) fn given(&self, ack: Ack) -> Ack {
+        match (ack, self.way()) {
+            (Ack::Default, Way::Through(_)) => Ack::S3,
+            (Ack::Default, Way::Back(_)) => Ack::Disk,
+            (Ack::Default, Way::Alone) => Ack::Memory,
+            (ack, _) => ack,
+        }
+    }
+
+    fn way(&self) -> Way<'_, T> {
+        match (&self.store, &self.log, self.settings.write_mode) {
+            (Some(store), Some(log), WriteMode::Back) => Way::Back((store, log)),
+            (Some(store), ..) => Way::Through(store),
+            (None, ..) => Way::Alone,
         }
     }
 

@@ -1,5 +1,7 @@
 //! What a core counts. Plain numbers that the core owns; the metrics page gets copies.
 
+use std::time::Duration;
+
 use milena_storage::{log, memory::Figures};
 
 /// One core's counters since its start, and its gauges.
@@ -25,6 +27,14 @@ pub struct Stats {
     pub memory: Figures,
     /// Major page faults of the core's thread since its start, each a wait for the disk: `milena_core_major_faults_total`.
     pub major_faults: u64,
+    /// Changes that the store got from the log: `milena_uploads_total{result="done"}`.
+    pub uploads_done: u64,
+    /// Times that it did not: `milena_uploads_total{result="failed"}`.
+    pub uploads_failed: u64,
+    /// Writes that were held back because much waits for the store: `milena_writes_slowed_total`.
+    pub writes_slowed: u64,
+    /// How long the store has lacked what has waited longest: `milena_upload_lag_seconds`.
+    pub upload_lag: Duration,
     /// Mistakes of ours that the core has noticed: `milena_internal_errors_total`.
     pub faults: u64,
     /// The log, where there is one: `milena_disk_bytes{what}`, `milena_log_segments{state}`, `milena_disk_degraded`.

@@ -5,7 +5,7 @@
 //!   SIGINT  ─┼─▶ a thread of its own┼──▶ participant "core 1"
 //!   begin() ─┘   one stage at a time└──▶ …          wait() ─▶ the outcome, for main's last line and exit code
 //!
-//!   Leave ──▶ Refuse ──▶ Drain ──▶ Seal ──▶ Part      the next begins when all are done, or the time is up
+//!   Settle ──▶ Leave ──▶ Refuse ──▶ Drain ──▶ Seal ──▶ Part      the next begins when all are done, or the time is up
 //! ```
 //! Nothing is shared but mailboxes: the thread owns the list of participants and the clock. A second signal ends the
 //! process at once.
@@ -30,6 +30,8 @@ use crate::mesh;
 /// What is done when the process stops, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
+    /// Bring to the store what it was promised; go on serving.
+    Settle,
     /// Tell the routers; go on serving.
     Leave,
     /// Accept nothing new: close the listeners, GOAWAY on every connection.
@@ -44,12 +46,13 @@ pub enum Stage {
 
 impl Stage {
     /// All of them, in their order.
-    pub const ALL: [Self; 5] = [Self::Leave, Self::Refuse, Self::Drain, Self::Seal, Self::Part];
+    pub const ALL: [Self; 6] = [Self::Settle, Self::Leave, Self::Refuse, Self::Drain, Self::Seal, Self::Part];
 
     /// As it stands in log lines.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Settle => "settle",
             Self::Leave => "leave",
             Self::Refuse => "refuse",
             Self::Drain => "drain",
@@ -63,6 +66,7 @@ impl Stage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names are those of the stages")]
 pub struct StageLimits {
+    pub settle: Duration,
     pub leave: Duration,
     pub refuse: Duration,
     pub drain: Duration,
@@ -74,10 +78,11 @@ impl Default for StageLimits {
     /// 25 s in all: less than the 30 s after which Kubernetes kills.
     fn default() -> Self {
         Self {
+            settle: Duration::from_secs(5),
             leave: Duration::from_secs(2),
             refuse: Duration::from_secs(1),
             drain: Duration::from_secs(10),
-            seal: Duration::from_secs(10),
+            seal: Duration::from_secs(5),
             part: Duration::from_secs(2),
         }
     }
@@ -86,6 +91,7 @@ impl Default for StageLimits {
 impl StageLimits {
     fn of(&self, stage: Stage) -> Duration {
         match stage {
+            Stage::Settle => self.settle,
             Stage::Leave => self.leave,
             Stage::Refuse => self.refuse,
             Stage::Drain => self.drain,
@@ -421,7 +427,7 @@ mod tests {
     use super::*;
 
     const LONG: Duration = Duration::from_secs(600);
-    const PATIENT: StageLimits = StageLimits { leave: LONG, refuse: LONG, drain: LONG, seal: LONG, part: LONG };
+    const PATIENT: StageLimits = StageLimits { settle: LONG, leave: LONG, refuse: LONG, drain: LONG, seal: LONG, part: LONG };
 
     struct Unpark(thread::Thread);
 
@@ -495,7 +501,7 @@ mod tests {
         let staying = shutdown.join_in("same name");
         drop(shutdown.join_in("never there"));
         shutdown.begin(ASKED);
-        assert_eq!(next(&mut leaving), Some(Stage::Leave));
+        assert_eq!(next(&mut leaving), Some(Stage::Settle));
         drop(leaving);
         staying.done(Stage::Part);
         assert_eq!(shutdown.wait().left_behind, []);
@@ -516,13 +522,13 @@ mod tests {
         let shutdown = Shutdown::new(PATIENT).unwrap();
         let mut first = shutdown.join_in("first");
         shutdown.begin(ASKED);
-        assert_eq!(next(&mut first), Some(Stage::Leave));
+        assert_eq!(next(&mut first), Some(Stage::Settle));
         let mut late = shutdown.join_in("late");
-        first.done(Stage::Leave);
+        first.done(Stage::Settle);
+        assert_eq!(next(&mut late), Some(Stage::Settle));
+        late.done(Stage::Settle);
+        assert_eq!(next(&mut first), Some(Stage::Leave));
         assert_eq!(next(&mut late), Some(Stage::Leave));
-        late.done(Stage::Leave);
-        assert_eq!(next(&mut first), Some(Stage::Refuse));
-        assert_eq!(next(&mut late), Some(Stage::Refuse));
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl<T: Tier + 'static> Shard<T> {
         let in_memory = self.version_in_memory(key.as_ref(), now);
         let found = match in_memory {
             Some(version) => Some(version),
-            None => Rc::clone(log).get(key.clone(), now).await.map(|copy| copy.entry.version),
+            None => Rc::clone(log).get(key.clone(), now).await.into_copy().map(|copy| copy.entry.version),
         };
         check_condition(found.as_ref(), condition, operation)
     }

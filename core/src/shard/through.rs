@@ -12,6 +12,7 @@ use milena_proto::key::Key;
 use milena_storage::{Cause, Condition, Entry, Error, Put, Tier, Timestamp, Version};
 
 use super::{Refusal, Shard, Write};
+use crate::inflight::WriteTurn;
 
 impl<T: Tier + 'static> Shard<T> {
     pub(super) async fn put_through(
@@ -23,6 +24,19 @@ impl<T: Tier + 'static> Shard<T> {
     ) -> Result<Version, Refusal> {
         let turn = self.inflight.begin_write(key).map_err(Refusal::Limit)?.await;
         self.absences.borrow_mut().forget(key);
+        self.put_in_turn(store, key, write, turn, now).await
+    }
+
+    /// The rest, once it is the write's turn.
+    pub(super) async fn put_in_turn(
+        &self,
+        store: &T,
+        key: &Key,
+        write: Write,
+        turn: WriteTurn,
+        now: Timestamp,
+    ) -> Result<Version, Refusal> {
+        self.until_settled(key).await?;
         let unfinished = Unfinished { shard: self, key, is_known: false };
         let Write { value, expires, condition, .. } = write;
         let tenure = self.tenure.get();
@@ -54,6 +68,19 @@ impl<T: Tier + 'static> Shard<T> {
     ) -> Result<(), Refusal> {
         let turn = self.inflight.begin_write(key).map_err(Refusal::Limit)?.await;
         self.absences.borrow_mut().forget(key);
+        self.delete_in_turn(store, key, condition, turn, now).await
+    }
+
+    /// The rest, once it is the delete's turn.
+    pub(super) async fn delete_in_turn(
+        &self,
+        store: &T,
+        key: &Key,
+        condition: Condition,
+        turn: WriteTurn,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        self.until_settled(key).await?;
         let unfinished = Unfinished { shard: self, key, is_known: false };
         match store.delete(key, condition).await {
             Ok(()) => {
