@@ -475,7 +475,7 @@ impl<T: Tier + 'static> Shard<T> {
         // A copy in memory that is not believed any more is as new as the log's.
         let is_in_memory = known.is_some();
         let known = match (known, &self.log) {
-            (None, Some(log)) => match Rc::clone(log).get(key.clone(), now).await {
+            (None, Some(log)) => match Rc::clone(log).get(key.clone(), now).await.into_copy() {
                 Some(copy) if copy.believed_until.is_none_or(|until| now < until) => {
                     let answer = self.take_in_copy(key, copy, &lease, now);
                     lease.settle(&answer);
