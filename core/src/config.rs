@@ -451,7 +451,10 @@ impl fmt::Display for ConfigError {
             ),
             Self::Store(error) => error.fmt(f),
             Self::BackNeeds { what } => {
-                write!(f, "--write-mode back: writes wait on the disk for the store; set {what}, or --write-mode through")
+                write!(
+                    f,
+                    "--write-mode back: writes wait on the disk for the store; set {what}, or --write-mode through"
+                )
             }
             Self::DiskTooSmall { disk_bytes, cores } => write!(
                 f,

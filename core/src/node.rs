@@ -379,7 +379,8 @@ impl Part {
         let count = {
             let (shard, service, store) = (Rc::clone(&shard), Rc::clone(&service), store.clone());
             move || Report {
-                stats: Stats { major_faults: major_faults(), faults: fault::count(), ..shard.report(now()) },
+                stats: Stats { major_faults: major_faults(), faults: fault::count(), ..shard.report() },
+                now: Some(now()),
                 calls: service.calls(),
                 store: store.as_ref().map(Object::counters).unwrap_or_default(),
             }

@@ -16,7 +16,7 @@ use milena_net::{
     metrics::{Latency, Page},
 };
 use milena_storage::{
-    log,
+    Timestamp, log,
     object::{self, Request},
 };
 
@@ -65,6 +65,8 @@ pub struct Report {
     pub calls: Calls,
     /// What this core has asked of the store.
     pub store: object::Counters,
+    /// When it was made; `None` for one that nothing was counted in.
+    pub now: Option<Timestamp>,
 }
 
 impl Calls {
@@ -97,7 +99,7 @@ impl Report {
     #[must_use]
     pub fn sum<'a>(reports: impl IntoIterator<Item = &'a Self>) -> Self {
         let mut sum = Self::default();
-        for Self { stats, calls, store } in reports {
+        for Self { stats, calls, store, now } in reports {
             sum.stats.hits_memory += stats.hits_memory;
             sum.stats.hits_log += stats.hits_log;
             sum.stats.hits_store += stats.hits_store;
@@ -111,6 +113,7 @@ impl Report {
             sum.stats.faults += stats.faults;
             sum.calls.add(calls);
             sum.store.add(store);
+            sum.now = sum.now.max(*now);
         }
         sum
     }
@@ -124,7 +127,7 @@ pub fn metrics(reports: &[(CoreIndex, Report)], missing_count: usize) -> String 
     calls_page(&mut page, &sum.calls);
     hits_page(&mut page, &sum.stats);
     for (core, report) in reports {
-        shard_page(&mut page, &core.to_string(), &report.stats);
+        shard_page(&mut page, &core.to_string(), &report.stats, report.now);
     }
     store_page(&mut page, &sum.store);
     for (result, count) in [("done", sum.stats.uploads_done), ("failed", sum.stats.uploads_failed)] {
@@ -171,7 +174,7 @@ fn hits_page(page: &mut Page, stats: &Stats) {
     page.counter("milena_forwarded_requests_total", "Calls passed on to another core", &[], stats.forwarded);
 }
 
-fn shard_page(page: &mut Page, shard: &str, stats: &Stats) {
+fn shard_page(page: &mut Page, shard: &str, stats: &Stats, now: Option<Timestamp>) {
     let memory = &stats.memory;
     for (what, bytes) in [
         ("keys", memory.key_bytes),
@@ -192,8 +195,9 @@ fn shard_page(page: &mut Page, shard: &str, stats: &Stats) {
     page.counter("milena_core_major_faults_total", faults, &shard, stats.major_faults);
     if let Some(log) = &stats.log {
         log_page(page, shard, log);
+        let lag_ms = log.dirty_since.zip(now).map_or(0, |(since, now)| now.0.saturating_sub(since.0));
         let help = "How long the store has lacked what has waited for its upload the longest";
-        page.gauge("milena_upload_lag_seconds", help, &shard, stats.upload_lag.as_secs_f64());
+        page.gauge("milena_upload_lag_seconds", help, &shard, lag_ms as f64 / 1e3);
     }
 }
 
@@ -212,7 +216,12 @@ fn log_page(page: &mut Page, shard: [(&'static str, &str); 1], log: &log::Figure
     }
     let dirty = "Bytes on disk that the store does not have yet";
     page.gauge("milena_log_dirty_bytes", dirty, &shard, log.dirty_bytes as f64);
-    page.gauge("milena_log_dirty_bytes_max", "Dirty bytes at which writes are refused", &shard, log.dirty_bytes_max as f64);
+    page.gauge(
+        "milena_log_dirty_bytes_max",
+        "Dirty bytes at which writes are refused",
+        &shard,
+        log.dirty_bytes_max as f64,
+    );
     page.gauge("milena_disk_entries", "Entries on disk", &shard, log.entries as f64);
     let degraded = "1 where the disk, or a part of it, is not used any more because it failed";
     page.gauge("milena_disk_degraded", degraded, &shard, f64::from(u8::from(log.is_degraded)));

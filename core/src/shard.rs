@@ -22,7 +22,6 @@ use std::{
     future::{Future, ready},
     rc::Rc,
     sync::Arc,
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -434,13 +433,10 @@ impl<T: Tier + 'static> Shard<T> {
 
     /// A copy of the counters, memory's figures included, for the metrics page.
     #[must_use]
-    pub fn report(&self, now: Timestamp) -> Stats {
-        let log = self.log.as_ref().map(|log| log.figures());
-        let dirty_since = log.as_ref().and_then(|log| log.dirty_since);
+    pub fn report(&self) -> Stats {
         Stats {
             memory: self.memory_figures(),
-            upload_lag: dirty_since.map_or(Duration::ZERO, |since| Duration::from_millis(now.0.saturating_sub(since.0))),
-            log,
+            log: self.log.as_ref().map(|log| log.figures()),
             keys_in_flight: self.keys_in_flight() as u64,
             ..self.stats.borrow().clone()
         }

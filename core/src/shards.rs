@@ -310,7 +310,7 @@ mod tests {
     use milena_storage::object::Object;
 
     use super::*;
-    use crate::shard::ShardSettings;
+    use crate::shard::{ShardSettings, WriteMode};
 
     /// Core 0 of two, and the ends of a core 1 that makes mistakes.
     fn beside_a_confused_core() -> (Rc<Shards<Object>>, impl Future<Output = ()>, Ends) {
@@ -324,6 +324,7 @@ mod tests {
             believed_ms: None,
             absent_ms: 0,
             incarnation: 1,
+            write_mode: WriteMode::Through,
         };
         let (shards, run) = Shards::new(ends.pop().unwrap(), Shard::new(settings, None));
         (shards, run, confused)

@@ -1,7 +1,5 @@
 //! What a core counts. Plain numbers that the core owns; the metrics page gets copies.
 
-use std::time::Duration;
-
 use milena_storage::{log, memory::Figures};
 
 /// One core's counters since its start, and its gauges.
@@ -33,10 +31,9 @@ pub struct Stats {
     pub uploads_failed: u64,
     /// Writes that were held back because much waits for the store: `milena_writes_slowed_total`.
     pub writes_slowed: u64,
-    /// How long the store has lacked what has waited longest: `milena_upload_lag_seconds`.
-    pub upload_lag: Duration,
     /// Mistakes of ours that the core has noticed: `milena_internal_errors_total`.
     pub faults: u64,
-    /// The log, where there is one: `milena_disk_bytes{what}`, `milena_log_segments{state}`, `milena_disk_degraded`.
+    /// The log, where there is one: `milena_disk_bytes{what}`, `milena_log_segments{state}`, `milena_disk_degraded`,
+    /// `milena_log_dirty_bytes`, `milena_upload_lag_seconds`.
     pub log: Option<log::Figures>,
 }

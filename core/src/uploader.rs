@@ -93,6 +93,7 @@ pub async fn run<T: Tier + 'static>(
             released_at = now;
         }
         let look_again = shard.has_slowed().then(|| released_at + SLOWED_INTERVAL);
+        let due = look_again.into_iter().chain(pace.paused_until).min();
         let ended = pin!(async {
             match under_way.next().await {
                 Some(uploaded) => uploaded,
@@ -100,7 +101,7 @@ pub async fn run<T: Tier + 'static>(
             }
         });
         let due = pin!(async {
-            match look_again.into_iter().chain(pace.paused_until).min() {
+            match due {
                 Some(due) => task::sleep_until(due).await,
                 None => pending().await,
             }

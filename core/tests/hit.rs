@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use milena_core::{
     service::{CacheService, ServiceSettings},
-    shard::{Shard, ShardSettings},
+    shard::{Shard, ShardSettings, WriteMode},
     shards::{self, Shards},
 };
 use milena_net::{
@@ -72,12 +72,12 @@ impl Pair {
             believed_ms: None,
             absent_ms: 0,
             incarnation: 1,
+            write_mode: WriteMode::Through,
         };
         let ends = shards::mesh(1).into_iter().next().unwrap();
         let (shards, _run) = Shards::new(ends, Shard::<Object>::new(settings, None));
         let (complaints, _) = mesh::mailbox(1);
-        let settings =
-            ServiceSettings { core: 0, core_count: 1, value_bytes_max: 5 << 20, has_store: false, complaints };
+        let settings = ServiceSettings { core: 0, core_count: 1, value_bytes_max: 5 << 20, complaints };
         let service = Rc::new(CacheService::new(shards, settings));
         let reflection = Rc::new(Reflection::new(DESCRIPTORS, &[]).unwrap());
         let now = Instant::now();

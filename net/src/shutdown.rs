@@ -427,7 +427,8 @@ mod tests {
     use super::*;
 
     const LONG: Duration = Duration::from_secs(600);
-    const PATIENT: StageLimits = StageLimits { settle: LONG, leave: LONG, refuse: LONG, drain: LONG, seal: LONG, part: LONG };
+    const PATIENT: StageLimits =
+        StageLimits { settle: LONG, leave: LONG, refuse: LONG, drain: LONG, seal: LONG, part: LONG };
 
     struct Unpark(thread::Thread);
 

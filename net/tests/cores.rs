@@ -26,7 +26,8 @@ const ROUND_TRIPS: u32 = 300;
 const CLIENTS: usize = 8;
 
 const LONG: Duration = Duration::from_secs(600);
-const PATIENT: StageLimits = StageLimits { settle: LONG, leave: LONG, refuse: LONG, drain: LONG, seal: LONG, part: LONG };
+const PATIENT: StageLimits =
+    StageLimits { settle: LONG, leave: LONG, refuse: LONG, drain: LONG, seal: LONG, part: LONG };
 
 /// What a core is given when it starts.
 struct Core {

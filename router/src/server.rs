@@ -369,7 +369,7 @@ async fn stop(
     while let Some(stage) = next {
         match stage {
             Stage::Settle => {} // The store has the table before anybody is told.
-            Stage::Leave => {} // Nobody counts on one router to be there; several are for a later version.
+            Stage::Leave => {}  // Nobody counts on one router to be there; several are for a later version.
             Stage::Refuse => {
                 health.set_all(false);
                 drop(refuse.take());

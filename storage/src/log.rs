@@ -28,9 +28,13 @@
 //! ```
 //! Nothing here spawns or reads a clock. `RefCell`s are borrowed inside synchronous functions only. Which shell runs
 //! [`Log::run`] is the caller's business; it must run for as long as the log is used.
+//!
+//! In write mode `back` the log is more than a cache: what was put or deleted may be nowhere else. dirty.rs tells of it.
 
 mod append;
+mod debts;
 mod device;
+mod dirty;
 mod emptying;
 mod footer;
 mod index;
@@ -68,6 +72,7 @@ use futures::{
 use milena_proto::key::{Key, KeyRef};
 
 pub use device::{Device, DeviceError, Disk};
+pub use dirty::{Change, Debt, DebtError, Known};
 pub use inspect::{InspectError, Inspection, SegmentInspection, inspect};
 pub use open::{Discarded, LOG_BYTES_MIN, LogSettings, OpenError, Opened, Opening, SEGMENTS_MIN, open};
 pub use segment::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_MAX};
@@ -75,6 +80,7 @@ pub use state::Counts;
 pub use superblock::SuperblockError;
 
 use self::{
+    dirty::Waiting,
     index::Place,
     record::Sequence,
     segment::State as SegmentState,
@@ -95,6 +101,10 @@ pub struct Log<D> {
     state: RefCell<State>,
     /// The latest time that anybody mentioned.
     now: Cell<Timestamp>,
+    /// The first that anybody mentioned, as the age of what was found on disk.
+    started: Cell<Option<Timestamp>>,
+    /// There may be one more change to be uploaded.
+    debts: Bell,
     work: Bell,
     need: Bell,
     room: RefCell<Vec<oneshot::Sender<()>>>,
@@ -117,8 +127,10 @@ type Reading = LocalBoxFuture<'static, Result<Bytes, DeviceError>>;
 pub struct Copy {
     /// The entry; its value is a buffer of its own.
     pub entry: Entry,
-    /// Until when the copy is believed; `None` = for ever.
+    /// Until when the copy is believed; `None` = for ever, as it always is where the store does not have it.
     pub believed_until: Option<Timestamp>,
+    /// The store does not have it yet.
+    pub is_dirty: bool,
 }
 
 /// Why the log did not keep something.
@@ -126,9 +138,16 @@ pub struct Copy {
 pub enum LogError {
     /// Too much waits for the disk, or no segment is free.
     Full,
-    /// The entry is larger than an eighth of a segment, its version longer than 255 bytes, or its life over; what was
-    /// under its key is forgotten.
+    /// The entry is larger than an eighth of a segment, its version longer than 255 bytes, or its life over. Of a change
+    /// that the store has, what was under its key is forgotten; of a dirty one it stays.
     NotKept,
+    /// A change with the same hash waits for the store: another key's, or, of what the store has, the key's own. That one
+    /// stays. Of a change that the store has, copies of the key are forgotten; of a dirty one everything stays.
+    Owed,
+    /// More than a quarter of the log would wait for the store, or more than 1,048,576 changes.
+    DirtyFull,
+    /// A change waits for the store that cannot be read now, so that nobody knows whether it is the key's.
+    Unreadable,
     /// The caller withdrew it, because something newer came first.
     Withdrawn,
     /// The disk failed too often and is not used any more.
@@ -138,6 +157,11 @@ pub enum LogError {
 /// A place in the order of all changes: [`Log::durable`] waits for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position(Sequence);
+
+impl Position {
+    /// After all changes.
+    pub const LAST: Self = Self(Sequence::MAX);
+}
 
 /// Figures for the metrics page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -156,6 +180,15 @@ pub struct Figures {
     pub index_bytes: u64,
     /// Segments by state: free, open (or being sealed), sealed, being reclaimed, out of use.
     pub segments: [u32; 5],
+    /// Bytes of records that the store does not have.
+    pub dirty_bytes: u64,
+    /// How many they may be before changes are refused.
+    pub dirty_bytes_max: u64,
+    /// Those records: puts and deletes.
+    pub dirty_records: u64,
+    /// From when on the store lacks what has waited longest; for what a start has found, the first time that anybody
+    /// mentioned since.
+    pub dirty_since: Option<Timestamp>,
     /// Whether the disk was given up, or parts of it.
     pub is_degraded: bool,
     /// What was counted since the start.
@@ -201,11 +234,15 @@ impl<D: Device> Log<D> {
     /// A log of what was found on `device`. `index_bytes_max` bounds the memory for the index, beyond which the oldest
     /// records go; 0 = by the disk alone.
     fn with_found(device: D, found: state::Found, index_bytes_max: usize) -> Rc<Self> {
+        let debts = Bell::default();
+        debts.ring();
         let index_len_max = if index_bytes_max == 0 { usize::MAX } else { index_bytes_max / INDEX_BYTES_PER_KEY };
         Rc::new(Self {
             device: Rc::new(device),
             state: RefCell::new(State::new(found)),
             now: Cell::new(Timestamp(0)),
+            started: Cell::new(None),
+            debts,
             work: Bell::default(),
             need: Bell::default(),
             room: RefCell::default(),
@@ -218,26 +255,32 @@ impl<D: Device> Log<D> {
         })
     }
 
-    /// Returns the live copy under `key`, reading the disk at most once where the record is not in memory already.
+    /// Returns what is known of `key`, reading the disk at most once where the record is not in memory already.
     ///
-    /// A record that cannot be read, or is not what was written, counts as a miss. A copy whose life has ended is
-    /// forgotten on sight, so that a clock that jumps back does not revive it. The future may be dropped at any time.
-    pub async fn get(self: Rc<Self>, key: Key, now: Timestamp) -> Option<Copy> {
+    /// A record that cannot be read, or is not what was written, counts as nothing, unless the store does not have it. A
+    /// copy whose life has ended is forgotten on sight, so that a clock that jumps back does not revive it. The future may
+    /// be dropped at any time.
+    pub async fn get(self: Rc<Self>, key: Key, now: Timestamp) -> Known {
         self.mention(now);
         for _ in 0..SEARCHES_MAX {
+            match self.waiting(key.as_ref()).await {
+                Waiting::Own(_, bytes) => return self.take_out_owed(&bytes, now),
+                Waiting::Unreadable { .. } => return Known::Unreadable,
+                Waiting::Nothing | Waiting::Other => {}
+            }
             let search = self.search(key.as_ref()).await;
             let Some((_, bytes)) = search.newest.clone() else {
                 if search.has_moved {
                     continue;
                 }
-                return None;
+                return Known::Nothing;
             };
             if search.is_busy {
-                return None; // What was not looked at may be newer.
+                return Known::Nothing; // What was not looked at may be newer.
             }
-            return self.take_out(&key, &search.located(), &bytes, now);
+            return self.take_out(&key, &search.located(), &bytes, now).map_or(Known::Nothing, Known::Copy);
         }
-        None
+        if self.has_debt(key.hash()) { Known::Unreadable } else { Known::Nothing }
     }
 
     /// Appends `entry` under `key`, replacing what was there. Waits while the buffers are full.
@@ -246,7 +289,8 @@ impl<D: Device> Log<D> {
     /// dropped has written nothing.
     ///
     /// # Errors
-    /// [`LogError`]; after [`LogError::NotKept`] nothing is under the key, after the others what was there before may be.
+    /// [`LogError`]; after [`LogError::NotKept`] nothing is under the key, after [`LogError::Owed`] nothing but a change
+    /// that the store does not have, after the others what was there before may be.
     pub async fn put(
         self: Rc<Self>,
         key: Key,
@@ -298,7 +342,8 @@ impl<D: Device> Log<D> {
     /// Forgets `key`. Deleting what is not there writes nothing.
     ///
     /// # Errors
-    /// [`LogError::Full`] or [`LogError::Offline`]; what was there may then still be.
+    /// [`LogError::Full`] or [`LogError::Offline`]; what was there may then still be. [`LogError::Owed`], after which nothing
+    /// is there but a change that the store does not have.
     pub async fn delete(self: Rc<Self>, key: Key, now: Timestamp) -> Result<Position, LogError> {
         self.mention(now);
         loop {
@@ -332,7 +377,8 @@ impl<D: Device> Log<D> {
     }
 
     /// Forgets `key` at once, without a look at the disk: for a write whose outcome is not known. Another key that the
-    /// index cannot tell from it is forgotten too, one in some ten thousand times.
+    /// index cannot tell from it is forgotten too, one in some ten thousand times. A change that the store does not have
+    /// stays.
     pub fn forget(&self, key: KeyRef<'_>) {
         self.state.borrow_mut().forget(key.hash());
         self.work.ring();
@@ -343,20 +389,24 @@ impl<D: Device> Log<D> {
     /// # Errors
     /// [`LogError::Offline`], after which it is not known whether it survives, or [`LogError::Full`] where [`DURABLE_WAITERS_MAX`] wait.
     pub async fn durable(self: Rc<Self>, position: Position) -> Result<(), LogError> {
+        if self.state.borrow().durable() < position.0 && self.durable.borrow().len() >= DURABLE_WAITERS_MAX {
+            return Err(LogError::Full);
+        }
+        self.until_durable(position.0).await
+    }
+
+    /// The same for one of those who may always wait.
+    async fn until_durable(&self, sequence: Sequence) -> Result<(), LogError> {
         let answer = {
             let state = self.state.borrow();
-            if state.durable() >= position.0 {
+            if state.durable() >= sequence {
                 return Ok(());
             }
             if state.is_offline() {
                 return Err(LogError::Offline);
             }
-            let mut waiters = self.durable.borrow_mut();
-            if waiters.len() >= DURABLE_WAITERS_MAX {
-                return Err(LogError::Full);
-            }
             let (tell, answer) = oneshot::channel();
-            waiters.push((position.0, tell));
+            self.durable.borrow_mut().push((sequence, tell));
             answer
         };
         self.work.ring();
@@ -369,7 +419,8 @@ impl<D: Device> Log<D> {
         self.state.borrow().record_bytes_max() - record::OVERHEAD_BYTES_MAX
     }
 
-    /// Believes no copy any more that is in the log now, until it is put again. O(1).
+    /// Believes no copy any more that is in the log now, until it is put again; but for those that the store does not
+    /// have. O(1).
     pub fn doubt_all(&self) {
         self.state.borrow_mut().doubt_all();
     }
@@ -391,6 +442,19 @@ impl<D: Device> Log<D> {
         future::join(self.write(), reclaiming).await;
     }
 
+    /// Bytes of records that the store does not have, and how many they may be. O(1).
+    #[must_use]
+    pub fn dirty_bytes(&self) -> (u64, u64) {
+        let state = self.state.borrow();
+        (state.debts.bytes(), state.dirty_bytes_max())
+    }
+
+    /// Whether the disk was given up: nothing is written any more.
+    #[must_use]
+    pub fn is_offline(&self) -> bool {
+        self.state.borrow().is_offline()
+    }
+
     /// Figures for the metrics page. O(segments).
     #[must_use]
     pub fn figures(&self) -> Figures {
@@ -406,16 +470,20 @@ impl<D: Device> Log<D> {
                 SegmentState::Bad => 4,
             }] += 1;
             used_bytes += segment.used_bytes;
-            live_bytes += segment.live_bytes();
+            live_bytes += segment.live_bytes() + segment.dirty_bytes;
         }
         Figures {
-            entries: state.index.len() as u64,
+            entries: (state.index.len() + state.debts.put_count()) as u64,
             capacity_bytes: u64::from(state.segment_bytes()) * state.segments.len() as u64,
             used_bytes,
             live_bytes,
             held_bytes: state.held_bytes() as u64,
             index_bytes: state.index.held_bytes() as u64,
             segments,
+            dirty_bytes: state.debts.bytes(),
+            dirty_bytes_max: state.dirty_bytes_max(),
+            dirty_records: state.debts.len() as u64,
+            dirty_since: state.debts.oldest().and_then(|since| self.started.get().map(|started| since.max(started))),
             is_degraded: state.is_offline() || segments[4] > 0,
             counts: state.counts,
         }
@@ -423,6 +491,9 @@ impl<D: Device> Log<D> {
 
     fn mention(&self, now: Timestamp) {
         self.now.set(self.now.get().max(now));
+        if self.started.get().is_none() {
+            self.started.set(Some(now));
+        }
     }
 
     /// The answer to a change, or `None` after a wait: try again.
@@ -434,6 +505,8 @@ impl<D: Device> Log<D> {
                 Some(Ok(Position(sequence)))
             }
             Err(Refused::TooLarge) => Some(Err(LogError::NotKept)),
+            Err(Refused::Owed) => Some(Err(LogError::Owed)),
+            Err(Refused::DirtyFull) => Some(Err(LogError::DirtyFull)),
             Err(Refused::Offline) => Some(Err(LogError::Offline)),
             Err(Refused::Moved) => None,
             Err(Refused::Full) if self.is_stuck.get() || self.is_stopping.get() => Some(Err(LogError::Full)),
@@ -476,6 +549,9 @@ impl fmt::Display for LogError {
         f.write_str(match self {
             Self::Full => "too much waits for the disk",
             Self::NotKept => "the entry is more than the log keeps",
+            Self::Owed => "a change with the same hash waits for the store",
+            Self::DirtyFull => "too much waits for the store",
+            Self::Unreadable => "a change that waits for the store cannot be read",
             Self::Withdrawn => "something newer came first",
             Self::Offline => "the disk is not used any more",
         })

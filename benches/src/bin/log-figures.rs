@@ -155,7 +155,7 @@ fn gets_and_puts(settings: &LogSettings, plain: &Path) -> io::Result<()> {
             let begun_cpu = cpu();
             for number in 0..GET_COUNT {
                 let begun = Instant::now();
-                let found = Rc::clone(&log).get(key(mix64(number) % KEYS), NOW).await;
+                let found = Rc::clone(&log).get(key(mix64(number) % KEYS), NOW).await.into_copy();
                 took.push(begun.elapsed());
                 assert_eq!(found.expect("it was put").entry.value.len(), 1024);
             }
@@ -230,7 +230,7 @@ fn amplification(settings: &LogSettings) {
             let number = zipf.draw(mix64(step));
             step += 1;
             gets += 1;
-            if Rc::clone(&log).get(key(number), NOW).await.is_some() {
+            if Rc::clone(&log).get(key(number), NOW).await.into_copy().is_some() {
                 hits += 1;
                 if !step.is_multiple_of(4) {
                     continue;

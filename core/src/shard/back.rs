@@ -222,7 +222,7 @@ impl<T: Tier + 'static> Shard<T> {
     pub(super) async fn until_settled(&self, key: &Key) -> Result<(), Refusal> {
         let Some(log) = &self.log else { return Ok(()) };
         while log.has_debt(key.hash()) {
-            if log.figures().is_offline {
+            if log.is_offline() {
                 return Err(Refusal::DiskFailed { is_unknown: false }); // It could not be told any more.
             }
             self.until_uploaded(log, key, Position::LAST).await.map_err(Refusal::Store)?;

@@ -1,9 +1,10 @@
 //! `milena log inspect`: what is in the log of a stopped node's core.
 //!
 //! ```text
-//!   segment  sealed  records  tombstones     live bytes     dead bytes  damaged
-//!         0     yes        4           1             64            176        0
+//!   segment  sealed  records  tombstones     live bytes     dead bytes  damaged    dirty  dirty bytes
+//!         0     yes        4           1             64            176        0        0            0
 //! ```
+//! Dirty is what waits for the store: a disk with such records has acknowledged what is nowhere else.
 
 use std::{
     io::{self, Write},
@@ -59,11 +60,15 @@ fn write_table(target: &mut impl Write, found: &Inspection) -> io::Result<()> {
         found.segments.len(),
         found.segment_bytes
     )?;
-    writeln!(target, "segment  sealed  records  tombstones     live bytes     dead bytes  damaged")?;
+    writeln!(
+        target,
+        "segment  sealed  records  tombstones     live bytes     dead bytes  damaged    dirty  dirty bytes"
+    )?;
     for segment in used {
         let sealed = if segment.is_sealed { "yes" } else { "no" };
         let SegmentInspection { number, records, tombstones, live_bytes, dead_bytes, damaged, .. } = segment;
-        let figures = format!("{live_bytes:>13}  {dead_bytes:>13}  {damaged:>7}");
+        let dirty = format!("{:>7}  {:>11}", segment.dirty_records, segment.dirty_bytes);
+        let figures = format!("{live_bytes:>13}  {dead_bytes:>13}  {damaged:>7}  {dirty}");
         writeln!(target, "{number:>7}  {sealed:>6}  {records:>7}  {tombstones:>10}  {figures}")?;
     }
     Ok(())
@@ -80,6 +85,8 @@ fn as_value(found: &Inspection) -> Value {
             "live_bytes": segment.live_bytes,
             "dead_bytes": segment.dead_bytes,
             "damaged": segment.damaged,
+            "dirty_records": segment.dirty_records,
+            "dirty_bytes": segment.dirty_bytes,
         })
     };
     json!({
@@ -105,6 +112,8 @@ mod tests {
             live_bytes: 64,
             dead_bytes: 176,
             damaged: 0,
+            dirty_records: 0,
+            dirty_bytes: 0,
         };
         let free = SegmentInspection { number: 1, ..SegmentInspection::default() };
         Inspection { core: 0, core_count: 2, segment_bytes: 65536, entries: 1, segments: vec![used, free] }
@@ -116,8 +125,8 @@ mod tests {
         write_table(&mut text, &found()).unwrap();
         let expected = "\
 core 0 of 2: 1 entries, 1 of 2 segments of 65536 bytes used
-segment  sealed  records  tombstones     live bytes     dead bytes  damaged
-      0     yes        4           1             64            176        0
+segment  sealed  records  tombstones     live bytes     dead bytes  damaged    dirty  dirty bytes
+      0     yes        4           1             64            176        0        0            0
 ";
         assert_eq!(String::from_utf8(text).unwrap(), expected);
     }

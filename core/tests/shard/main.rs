@@ -10,7 +10,7 @@ use bytes::Bytes;
 use milena_core::{
     inflight::{INFLIGHT_WRITES_PER_KEY_MAX, KEYS_IN_FLIGHT_MAX, READERS_PER_KEY_MAX},
     ownership::View,
-    shard::{Answer, Hit, Limit, Refusal, Removal, Shard, ShardSettings, Source, Write},
+    shard::{Answer, Hit, Limit, Refusal, Removal, Shard, ShardSettings, Source, Write, WriteMode},
 };
 use milena_proto::{
     cache_server::Ack,
@@ -28,6 +28,7 @@ fn settings() -> ShardSettings {
         believed_ms: Some(60_000),
         absent_ms: 1_000,
         incarnation: 0xbee,
+        write_mode: WriteMode::Through,
     }
 }
 

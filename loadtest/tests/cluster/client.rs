@@ -81,15 +81,23 @@ impl Client {
     /// # Errors
     /// The status of the call.
     pub(crate) fn put(&self, key: &str, value: &str) -> Result<(), Status> {
+        self.write(key, value, PutRequest::default()).map(drop)
+    }
+
+    /// Writes a value as `how` says; its version.
+    ///
+    /// # Errors
+    /// The status of the call.
+    pub(crate) fn write(&self, key: &str, value: &str, how: PutRequest) -> Result<String, Status> {
         let request = PutRequest {
             key: Bytes::copy_from_slice(key.as_bytes()),
             bucket: "default".to_owned(),
             value: Bytes::copy_from_slice(value.as_bytes()),
-            ..PutRequest::default()
+            ..how
         };
         let answer: PutResponse = self.call(self.paths[1], request, DEADLINE)?;
         assert!(answer.successful, "a Put that is not done has a status");
-        Ok(())
+        Ok(answer.version)
     }
 
     /// Removes a value.

@@ -9,9 +9,11 @@
 //!   settings   what is refused at start, and how it is said
 //!   store      S3 that is down, slow, refuses, or lies
 //!   disk       the log on disk after a kill
+//!   back       writes that are acknowledged before the store has them
 //! ```
 //! No test sleeps: it waits for what it is about, up to a bound. Bounds are generous where the contract names none.
 
+mod back;
 mod client;
 mod disk;
 #[path = "../../../storage/tests/support/fault_proxy.rs"]

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// More than any number of attempts: the fault stays until the proxy goes.
-const ALWAYS: usize = usize::MAX;
+pub(crate) const ALWAYS: usize = usize::MAX;
 
 /// Longer than all attempts and the waits between them take.
 const LONG: Duration = Duration::from_secs(20);
@@ -35,7 +35,7 @@ struct Scene {
 }
 
 /// What a node needs to find the S3 server at `endpoint`, and a place in it that nobody else uses.
-fn on_s3(endpoint: &str, place: &str) -> Vec<(&'static str, String)> {
+pub(crate) fn on_s3(endpoint: &str, place: &str) -> Vec<(&'static str, String)> {
     vec![
         ("STORE", format!("s3://{}/{place}", seaweed::BUCKET)),
         ("S3_ENDPOINT", endpoint.to_owned()),
@@ -44,7 +44,7 @@ fn on_s3(endpoint: &str, place: &str) -> Vec<(&'static str, String)> {
     ]
 }
 
-fn borrowed<'a>(settings: &'a [(&'static str, String)]) -> Vec<(&'static str, &'a str)> {
+pub(crate) fn borrowed<'a>(settings: &'a [(&'static str, String)]) -> Vec<(&'static str, &'a str)> {
     settings.iter().map(|(setting, value)| (*setting, &**value)).collect()
 }
 
@@ -76,7 +76,7 @@ impl Scene {
     }
 }
 
-fn code<T>(answer: &Result<T, tonic::Status>) -> Code {
+pub(crate) fn code<T>(answer: &Result<T, tonic::Status>) -> Code {
     answer.as_ref().err().map_or(Code::Ok, tonic::Status::code)
 }
 

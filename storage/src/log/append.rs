@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use super::{
     footer::{self, FooterEntry, footer_bytes},
     index::Place,
-    record::{Body, Record, Sequence},
+    record::{Record, Sequence},
     segment::{BLOCK_BYTES, CLASS_COUNT, SegmentHeader, SegmentNumber},
 };
 use crate::Timestamp;
@@ -128,18 +128,7 @@ impl Tail {
         record.encode(&mut open.pending);
         self.buffered_bytes += record.bytes();
         open.last_sequence = record.sequence;
-        let (sequence, is_tombstone, has_older) = match record.body {
-            Body::Put { has_older, .. } => (record.sequence, false, has_older),
-            Body::Tombstone { origin } => (origin, true, false),
-        };
-        open.entries.push(FooterEntry {
-            key_hash: record.key_hash,
-            sequence,
-            offset,
-            record_bytes: u32::try_from(record.bytes()).expect("below a segment's bytes"),
-            is_tombstone,
-            has_older,
-        });
+        open.entries.push(FooterEntry::of(record, offset));
         Place::new(open.header.segment, offset, record.bytes())
     }
 

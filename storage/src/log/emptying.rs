@@ -4,6 +4,7 @@
 //!   too few free ──▶ choose ──▶ its footer ──▶ each record: drop, evict, bury, repeat ──▶ copy the rest ──▶ void
 //!                                              others run after every RECORDS_PER_TURN    in spans
 //! ```
+//! Records that the store does not have are all copied. Where one cannot be read, the segment stays as it is.
 
 use std::{pin::pin, time::Duration};
 
@@ -15,7 +16,7 @@ use super::{
     footer::{Footer, FooterEntry, footer_bytes},
     index::Place,
     reclaim::{self, Fate},
-    record::{Body, Record, Sequence},
+    record::{Body, Kind, Record, Sequence},
     scan::Scan,
     segment::{SegmentHeader, SegmentNumber},
     signal::yield_now,
@@ -88,13 +89,17 @@ impl<D: Device> Log<D> {
             for entry in turn {
                 let place = place_of(victim, entry);
                 let mut state = self.state.borrow_mut();
+                if state.debts.is_at(entry.key_hash, place) {
+                    carried.push(*entry);
+                    continue;
+                }
                 let hits = state.index.hits(entry.key_hash, place);
                 let entry = &FooterEntry { has_older: entry.has_older || bury_all, ..*entry };
                 let is_done = match reclaim::fate(entry, hits, oldest_elsewhere, carry_all, carry_left) {
                     Fate::Drop => true,
                     Fate::Evict => state.evict(entry.key_hash, place, false),
                     Fate::Bury => state.evict(entry.key_hash, place, true),
-                    Fate::Repeat => state.carry_tombstone(entry.key_hash, entry.sequence),
+                    Fate::Repeat => state.repeat(entry),
                     Fate::Carry => {
                         carry_left -= u64::from(entry.record_bytes);
                         carried.push(*entry);
@@ -109,6 +114,10 @@ impl<D: Device> Log<D> {
             yield_now().await;
         }
         if !self.carry(victim, &carried, oldest_elsewhere).await {
+            return false;
+        }
+        // One that a damaged footer does not name.
+        if self.state.borrow().segments[usize::from(victim)].dirty_bytes > 0 {
             return false;
         }
         self.forget_rest(victim).await;
@@ -146,13 +155,22 @@ impl<D: Device> Log<D> {
     ) -> bool {
         let mut state = self.state.borrow_mut();
         let (hash, place) = (entry.key_hash, place_of(victim, entry));
+        let is_older_elsewhere = oldest_elsewhere.is_some_and(|oldest| oldest < entry.sequence);
+        let is_it = |record: &Record<'_>| record.sequence == entry.sequence && record.key_hash == hash;
+        if state.debts.is_at(hash, place) {
+            let record = record.filter(|record| is_it(record) && record.kind() == entry.kind);
+            state.counts.corrupt += u64::from(record.is_none());
+            return record.is_some_and(|record| state.carry_owed(hash, place, &record));
+        }
+        if entry.kind == Kind::DirtyDelete {
+            return !is_older_elsewhere || state.repeat(entry); // The store knows by now.
+        }
         if !state.index.contains(hash, place) {
             return true; // Replaced or deleted while we read.
         }
-        let is_it = |record: &Record<'_>| record.sequence == entry.sequence && record.key_hash == hash;
         let is_alive = |record: &Record<'_>| match record.body {
             Body::Put { expires, .. } => expires.is_none_or(|expires| expires > self.now.get()),
-            Body::Tombstone { .. } => false,
+            Body::Tombstone { .. } | Body::DirtyDelete { .. } | Body::Mark { .. } => false,
         };
         let record = record.filter(is_it);
         if record.is_none() {
@@ -160,10 +178,7 @@ impl<D: Device> Log<D> {
         }
         match record.filter(is_alive) {
             Some(record) if state.carry(hash, place, &record) => true,
-            _ => {
-                let must_bury = entry.has_older && oldest_elsewhere.is_some_and(|oldest| oldest < entry.sequence);
-                state.evict(hash, place, must_bury)
-            }
+            _ => state.evict(hash, place, entry.has_older && is_older_elsewhere),
         }
     }
 

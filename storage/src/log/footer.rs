@@ -5,19 +5,20 @@
 //!
 //! entry    0          8          16                                            24
 //!          ├ key_hash ┼ sequence ┼ offset:24  record:32  kind:7  has_older:1 ┤     offset and record in units of 16
+//!                                                            kinds as in record.rs
 //!
 //! trailer  0       8         12         16       24           32                 40            44                48
 //!          ├ magic ┼ version ┼ checksum ┼ log_id ┼ generation ┼ expires_max_ms   ┼ entry_count ┼ entries_checksum ┤
 //!          48            56        64
 //!          ├ last_sequence ┼ segment, zeros ┤
 //! ```
-//! Entries stand in the order of their offsets. The sequence of a tombstone is its `origin`. `expires_max_ms` 0 = at
-//! least one record never ends. A footer counts only with the header that has the same log and generation.
+//! Entries stand in the order of their offsets. The sequence of a tombstone or mark is its `origin`. `expires_max_ms` 0 =
+//! at least one record never ends. A footer counts only with the header that has the same log and generation.
 
 use bytes::{BufMut as _, BytesMut};
 
 use super::{
-    record::{HEADER_BYTES, Sequence, UNIT_BYTES, u32_at, u64_at},
+    record::{Body, HEADER_BYTES, Kind, Record, Sequence, UNIT_BYTES, u32_at, u64_at},
     segment::{BLOCK_BYTES, SEGMENT_BYTES_MAX, SegmentHeader},
     superblock::{SUPERBLOCK_BYTES, checksum_holds, head, is_head, sealed_with_checksum},
 };
@@ -30,28 +31,41 @@ const TRAILER_BYTES: usize = SUPERBLOCK_BYTES;
 
 const MAGIC: [u8; 8] = *b"MILFOOT\n";
 
-const KIND_PUT: u64 = 1;
-const KIND_TOMBSTONE: u64 = 2;
-
 /// Where a record is, and whose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FooterEntry {
     pub(super) key_hash: u64,
-    /// A put's own sequence, a tombstone's origin.
+    /// A change's own sequence, a tombstone's or mark's origin.
     pub(super) sequence: Sequence,
     /// Where the record begins, in bytes from the start of the segment.
     pub(super) offset: u32,
     pub(super) record_bytes: u32,
-    pub(super) is_tombstone: bool,
+    pub(super) kind: Kind,
     pub(super) has_older: bool,
 }
 
 impl FooterEntry {
+    /// The entry of a record that begins at `offset`.
+    pub(super) fn of(record: &Record<'_>, offset: u32) -> Self {
+        let (sequence, has_older) = match record.body {
+            Body::Put { has_older, .. } => (record.sequence, has_older),
+            Body::DirtyDelete { .. } => (record.sequence, false),
+            Body::Tombstone { origin } | Body::Mark { origin } => (origin, false),
+        };
+        Self {
+            key_hash: record.key_hash,
+            sequence,
+            offset,
+            record_bytes: u32::try_from(record.bytes()).expect("below a segment's bytes"),
+            kind: record.kind(),
+            has_older,
+        }
+    }
+
     fn encode(&self, target: &mut BytesMut) {
-        let kind = if self.is_tombstone { KIND_TOMBSTONE } else { KIND_PUT };
         let place = (u64::from(self.offset) / UNIT_BYTES as u64)
             | ((u64::from(self.record_bytes) / UNIT_BYTES as u64) << 24)
-            | kind << 56
+            | (self.kind as u64) << 56
             | u64::from(self.has_older) << 63;
         target.put_u64_le(self.key_hash);
         target.put_u64_le(self.sequence);
@@ -61,18 +75,16 @@ impl FooterEntry {
     /// `None` for what [`FooterEntry::encode`] never writes.
     fn decode(bytes: &[u8; ENTRY_BYTES]) -> Option<Self> {
         let place = u64_at(bytes, 16);
-        let kind = place >> 56 & 0x7F;
         let bytes_of = |units: u64| u32::try_from(units * UNIT_BYTES as u64).ok();
         let entry = Self {
             key_hash: u64_at(bytes, 0),
             sequence: u64_at(bytes, 8),
             offset: bytes_of(place & 0xFF_FFFF)?,
             record_bytes: bytes_of(place >> 24 & 0xFFFF_FFFF)?,
-            is_tombstone: kind == KIND_TOMBSTONE,
+            kind: Kind::of(place >> 56 & 0x7F)?,
             has_older: place >> 63 == 1,
         };
-        let is_legal = matches!(kind, KIND_PUT | KIND_TOMBSTONE)
-            && entry.record_bytes as usize >= HEADER_BYTES
+        let is_legal = entry.record_bytes as usize >= HEADER_BYTES
             && entry.offset as usize >= BLOCK_BYTES
             && u64::from(entry.offset) + u64::from(entry.record_bytes) <= SEGMENT_BYTES_MAX;
         is_legal.then_some(entry)
@@ -189,10 +201,10 @@ mod tests {
             sequence: 1000,
             offset: 4096,
             record_bytes: 64,
-            is_tombstone: false,
+            kind: Kind::Put,
             has_older: true,
         };
-        let tombstone = FooterEntry { sequence: 1001, offset: 4160, record_bytes: 48, is_tombstone: true, ..put };
+        let tombstone = FooterEntry { sequence: 1001, offset: 4160, record_bytes: 48, kind: Kind::Tombstone, ..put };
         [put, FooterEntry { has_older: false, ..tombstone }]
     }
 
@@ -214,6 +226,21 @@ mod tests {
         887766554433221103000000000000007b68e5cf8b01000002000000747bd73c
         e9030000000000001100000000000000
     ";
+
+    #[test]
+    fn the_kinds_of_dirty_records_have_the_golden_bytes_of_version_1() {
+        for (kind, byte) in [(Kind::DirtyPut, "83"), (Kind::DirtyDelete, "84"), (Kind::Mark, "85")] {
+            let entry = FooterEntry { kind, ..entries()[0] };
+            let mut bytes = BytesMut::new();
+            entry.encode(&mut bytes);
+            assert_eq!(hex(&bytes), format!("1100ffeeddccbbaae80300000000000000010004000000{byte}"));
+            assert_eq!(FooterEntry::decode(bytes.first_chunk().unwrap()), Some(entry));
+        }
+        let mut bytes = BytesMut::new();
+        entries()[0].encode(&mut bytes);
+        bytes[23] = 6;
+        assert_eq!(FooterEntry::decode(bytes.first_chunk().unwrap()), None, "a kind of another version");
+    }
 
     #[test]
     fn what_was_encoded_is_what_is_decoded() {

@@ -13,10 +13,11 @@ use super::{
     footer::Footer,
     index::Place,
     open::{OpenError, failed, segment_path, take_lock},
-    record::Record,
+    record::{Kind, Record, Sequence},
     recover::recover,
     scan::scan,
     segment::{SegmentHeader, SegmentNumber},
+    state::Found,
     superblock::{Superblock, SuperblockError},
 };
 
@@ -44,12 +45,16 @@ pub struct SegmentInspection {
     pub is_used: bool,
     /// Whether it has a footer.
     pub is_sealed: bool,
-    /// Puts and tombstones.
+    /// All records, whatever their kind.
     pub records: u32,
     /// Tombstones among them.
     pub tombstones: u32,
-    /// Bytes of puts that are the newest of their key.
+    /// Bytes of records that are the newest of their key, and tell its value or wait for the store.
     pub live_bytes: u64,
+    /// Changes that the store does not have: puts and deletes.
+    pub dirty_records: u32,
+    /// Their bytes, a part of the living.
+    pub dirty_bytes: u64,
     /// Bytes of all others.
     pub dead_bytes: u64,
     /// Records that are not as they were written.
@@ -81,14 +86,13 @@ pub fn inspect(dir: &Path) -> Result<Inspection, InspectError> {
     let segment_bytes = u32::try_from(superblock.segment_bytes).expect("at most SEGMENT_BYTES_MAX");
     let found = recover(superblock.log_id, segment_bytes, &bytes).found;
     let look = |(number, bytes): (SegmentNumber, &&[u8])| {
-        let is_live = |hash, place| found.index.contains(hash, place);
-        inspect_segment(number, bytes, superblock.log_id, segment_bytes, is_live)
+        inspect_segment(number, bytes, superblock.log_id, segment_bytes, &found)
     };
     Ok(Inspection {
         core: superblock.core,
         core_count: superblock.core_count,
         segment_bytes: superblock.segment_bytes,
-        entries: found.index.len() as u64,
+        entries: found.entry_count(),
         segments: (0..).zip(&bytes).map(look).collect(),
     })
 }
@@ -108,7 +112,7 @@ fn inspect_segment(
     bytes: &[u8],
     log_id: u64,
     segment_bytes: u32,
-    is_live: impl Fn(u64, Place) -> bool,
+    found: &Found,
 ) -> SegmentInspection {
     let mut answer = SegmentInspection { number, ..SegmentInspection::default() };
     let header = SegmentHeader::decode(bytes).filter(|header| header.log_id == log_id && header.segment == number);
@@ -119,16 +123,24 @@ fn inspect_segment(
     let entries = footer.map_or_else(|| scan(bytes, &header, segment_bytes).entries, |footer| footer.iter().collect());
     for entry in entries {
         let place = Place::new(number, entry.offset, entry.record_bytes as usize);
-        let is_alive = !entry.is_tombstone && is_live(entry.key_hash, place);
+        let is_dirty = entry.kind.is_dirty() && is_debt(found, entry.sequence);
+        let is_alive = is_dirty || entry.kind.is_put() && found.index.contains(entry.key_hash, place);
+        answer.dirty_records += u32::from(is_dirty);
+        answer.dirty_bytes += if is_dirty { u64::from(entry.record_bytes) } else { 0 };
         let bytes_of = if is_alive { &mut answer.live_bytes } else { &mut answer.dead_bytes };
         *bytes_of += u64::from(entry.record_bytes);
         answer.records += 1;
-        answer.tombstones += u32::from(entry.is_tombstone);
+        answer.tombstones += u32::from(entry.kind == Kind::Tombstone);
         let record = bytes.get(entry.offset as usize..).map(Record::decode);
         let is_whole = matches!(record, Some(Ok((record, _))) if record.key_hash == entry.key_hash);
         answer.damaged += u32::from(!is_whole);
     }
     answer
+}
+
+/// Whether the record with this sequence is a change that the store does not have. O(log debts).
+fn is_debt(found: &Found, sequence: Sequence) -> bool {
+    found.debts.binary_search_by_key(&sequence, |debt| debt.sequence).is_ok()
 }
 
 impl std::fmt::Display for InspectError {

@@ -70,6 +70,8 @@ pub struct Opened {
 pub struct Opening {
     /// Keys that the log has.
     pub entries: u64,
+    /// Changes among them, and deletes, that the store does not have.
+    pub debts: u64,
     /// Records that were looked at, dead or alive; 0 after a clean stop.
     pub records: u64,
     /// Whether the index of a clean stop was used.
@@ -180,7 +182,8 @@ pub fn open(settings: &LogSettings) -> Result<Opened, OpenError> {
         replace(dir, "superblock", &superblock.encode())?;
     }
     opening.segments = superblock.segment_count;
-    opening.entries = found.index.len() as u64;
+    opening.entries = found.entry_count();
+    opening.debts = found.debts.len() as u64;
     Ok(Opened { dir: dir.clone(), found, lock, opening })
 }
 

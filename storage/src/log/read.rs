@@ -3,11 +3,15 @@
 //! ```text
 //!   candidates ─▶ each: waits for the disk? ─▶ in a page? ─▶ a read on the ring, shared ─▶ checksum, generation, key
 //!              ─▶ of the key's own the newest; what cannot be read is told apart, and its segment suspected
+//!   a change that waits for the store comes first: there is one for each hash, and it is read like a candidate
 //! ```
 
 use bytes::Bytes;
 use futures::future::{FutureExt as _, Shared, WeakShared};
-use milena_proto::key::{Key, KeyRef};
+use milena_proto::{
+    key::{Key, KeyRef},
+    placement::KeyHash,
+};
 
 use super::{
     Copy, Device, Log, LogError, Reading,
@@ -36,19 +40,14 @@ pub(super) struct Search {
 impl Search {
     pub(super) fn located(self) -> Located {
         let Self { candidates, newest, outdated, unreadable, .. } = self;
-        Located { candidates, current: newest.map(|(place, _)| place), outdated, unreadable }
+        Located { candidates, current: newest.map(|(place, _)| place), outdated, unreadable, owed: None }
     }
 }
 
 /// The sequence of a record, if it is a put of `key`.
 fn sequence_if_of(key: KeyRef<'_>, bytes: &[u8]) -> Option<Sequence> {
     let (record, _) = Record::parse(bytes).ok()?;
-    match record.body {
-        Body::Put { bucket, name, .. } if name == key.name() && bucket == key.bucket().as_bytes() => {
-            Some(record.sequence)
-        }
-        Body::Put { .. } | Body::Tombstone { .. } => None,
-    }
+    (record.kind().is_put() && record.is_of(key)).then_some(record.sequence)
 }
 
 impl<D: Device> Log<D> {
@@ -69,7 +68,7 @@ impl<D: Device> Log<D> {
         let place = located.current.expect("it was found there");
         state.index.note_hit(key.hash(), place);
         let believed_until = state.believed_until(record.sequence, believed_until_s);
-        Some(Copy { entry, believed_until })
+        Some(Copy { entry, believed_until, is_dirty: false })
     }
 
     /// Looks at all candidates, and tells the key's records from others'.
@@ -78,7 +77,7 @@ impl<D: Device> Log<D> {
         let mut search = Search::default();
         let mut newest_sequence = 0;
         for &place in &candidates {
-            match self.read(key, place).await {
+            match self.read(key.hash(), place).await {
                 Ok(bytes) => {
                     let Some(sequence) = sequence_if_of(key, &bytes) else { continue };
                     let (older, newer) = if sequence > newest_sequence {
@@ -94,11 +93,7 @@ impl<D: Device> Log<D> {
                 Err(Unreadable::Busy) => search.is_busy = true,
                 Err(why) => {
                     search.unreadable.push(place);
-                    let mut state = self.state.borrow_mut();
-                    state.suspect(place);
-                    let is_corrupt = matches!(why, Unreadable::Corrupt);
-                    state.counts.corrupt += u64::from(is_corrupt);
-                    state.counts.read_errors += u64::from(!is_corrupt);
+                    self.note_unreadable(place, matches!(why, Unreadable::Corrupt));
                 }
             }
         }
@@ -111,8 +106,16 @@ impl<D: Device> Log<D> {
         if search.is_busy { Err(LogError::Full) } else { Ok(search.located()) }
     }
 
+    /// Counts a record that could not be read, or is not what was written, and has its segment emptied soon.
+    pub(super) fn note_unreadable(&self, place: Place, is_corrupt: bool) {
+        let mut state = self.state.borrow_mut();
+        state.suspect(place);
+        state.counts.corrupt += u64::from(is_corrupt);
+        state.counts.read_errors += u64::from(!is_corrupt);
+    }
+
     /// The record at `place`, checked: from what waits for the disk, from pages in memory, or by one read.
-    async fn read(&self, key: KeyRef<'_>, place: Place) -> Result<Bytes, Unreadable> {
+    pub(super) async fn read(&self, hash: KeyHash, place: Place) -> Result<Bytes, Unreadable> {
         if let Some(record) = self.buffered(place) {
             return Ok(record);
         }
@@ -126,17 +129,17 @@ impl<D: Device> Log<D> {
         self.state.borrow_mut().counts.reads_ring += 1;
         let checked = self.checked(place, &bytes);
         // Reclaimed and written anew while we read: what came may be anything.
-        if self.state.borrow().index.contains(key.hash(), place) { checked } else { Err(Unreadable::Corrupt) }
+        if self.state.borrow().is_current(hash, place) { checked } else { Err(Unreadable::Corrupt) }
     }
 
-    fn buffered(&self, place: Place) -> Option<Bytes> {
+    pub(super) fn buffered(&self, place: Place) -> Option<Bytes> {
         let mut state = self.state.borrow_mut();
         let record = state.buffered(place)?;
         state.counts.reads_buffered += 1;
         Some(record)
     }
 
-    fn resident(&self, place: Place) -> Option<Bytes> {
+    pub(super) fn resident(&self, place: Place) -> Option<Bytes> {
         let len = self.read_len(place);
         let bytes = self.device.read_resident(place.segment, place.offset, len)?;
         let record = self.checked(place, &bytes).ok()?;
@@ -144,7 +147,7 @@ impl<D: Device> Log<D> {
         Some(record)
     }
 
-    fn read_len(&self, place: Place) -> usize {
+    pub(super) fn read_len(&self, place: Place) -> usize {
         let left = self.state.borrow().segment_bytes() - place.offset;
         place.record_bytes_max().min(left as usize)
     }
@@ -170,7 +173,7 @@ impl<D: Device> Log<D> {
     }
 
     /// The record at the start of `bytes`, if it is one and of its segment's present generation.
-    fn checked(&self, place: Place, bytes: &Bytes) -> Result<Bytes, Unreadable> {
+    pub(super) fn checked(&self, place: Place, bytes: &Bytes) -> Result<Bytes, Unreadable> {
         let (record, record_bytes) = Record::decode(bytes).map_err(|_| Unreadable::Corrupt)?;
         if !self.state.borrow().is_of_generation(place, record.sequence) {
             return Err(Unreadable::Corrupt);
@@ -179,7 +182,7 @@ impl<D: Device> Log<D> {
     }
 }
 
-enum Unreadable {
+pub(super) enum Unreadable {
     /// Too many reads are in the air.
     Busy,
     /// The device failed.

@@ -2,13 +2,17 @@
 //!
 //! ```text
 //!   choose   suspect or surplus ─▶ expired ─▶ emptiest, if it is empty enough ─▶ oldest
+//!            ─▶ only then those with records that the store does not have: the one with the fewest bytes of them
 //!
 //!   fate     put        not in the index (dead) ───────────────▶ Drop
 //!                       hit since it was placed, within budget ─▶ Carry     all of them, where few are alive
 //!                       an older one may be elsewhere ─────────▶ Bury: a tombstone, so that it stays dead
 //!                       else ──────────────────────────────────▶ Evict
 //!            tombstone  something older is elsewhere ──────────▶ Repeat,  else Drop
+//!            mark, and a delete that the store knows of: as a tombstone
 //! ```
+//! A record that the store does not have is none of these: it is always copied, whatever the budget says.
+//!
 //! Why the emptiest only where it is nearly empty: the oldest costs nothing but what nobody has asked for, and takes
 //! tombstones with it.
 
@@ -56,13 +60,16 @@ pub(super) fn choose(segments: &[Segment], now: Timestamp, may_be_surplus: bool)
     let is_wanted = |segment: &Segment| is_sealed(segment) && !(is_first_try && segment.is_stubborn);
     let sealed = || (0..).zip(segments).filter(|(_, segment)| is_wanted(segment));
     let urgent = sealed().find(|(_, segment)| segment.is_suspect || segment.is_surplus);
-    let expired = || sealed().find(|(_, segment)| segment.is_expired(now));
+    // What the store does not have would be copied again and again while it waits.
+    let clean = || sealed().filter(|(_, segment)| segment.dirty_bytes == 0);
+    let expired = || clean().find(|(_, segment)| segment.is_expired(now));
     let emptiest = || {
-        let by_need = sealed().min_by_key(|(_, segment)| needed_permille(segment));
+        let by_need = clean().min_by_key(|(_, segment)| needed_permille(segment));
         by_need.filter(|(_, segment)| needed_permille(segment) <= EMPTY_PERCENT_MAX * 10)
     };
-    let oldest = || sealed().min_by_key(|(_, segment)| segment.first_sequence);
-    urgent.or_else(expired).or_else(emptiest).or_else(oldest).map(|(number, _)| number)
+    let oldest = || clean().min_by_key(|(_, segment)| segment.first_sequence);
+    let cleanest = || sealed().min_by_key(|(_, segment)| segment.dirty_bytes);
+    urgent.or_else(expired).or_else(emptiest).or_else(oldest).or_else(cleanest).map(|(number, _)| number)
 }
 
 /// The sequence at which the oldest segment but `number` begins; `None` if nothing is anywhere else.
@@ -88,7 +95,7 @@ pub(super) fn fate(
 ) -> Fate {
     let is_older_elsewhere = oldest_elsewhere.is_some_and(|oldest| oldest < entry.sequence);
     match hits {
-        _ if entry.is_tombstone => {
+        _ if !entry.kind.is_put() => {
             if is_older_elsewhere {
                 Fate::Repeat
             } else {
@@ -128,6 +135,7 @@ fn needed_permille(segment: &Segment) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::record::Kind;
 
     const NOW: Timestamp = Timestamp(1000);
 
@@ -137,14 +145,7 @@ mod tests {
     }
 
     fn put() -> FooterEntry {
-        FooterEntry {
-            key_hash: 1,
-            sequence: 50,
-            offset: 4096,
-            record_bytes: 1024,
-            is_tombstone: false,
-            has_older: false,
-        }
+        FooterEntry { key_hash: 1, sequence: 50, offset: 4096, record_bytes: 1024, kind: Kind::Put, has_older: false }
     }
 
     #[test]
@@ -183,10 +184,25 @@ mod tests {
 
     #[test]
     fn a_tombstone_is_repeated_until_nothing_older_is_left() {
-        let tombstone = FooterEntry { is_tombstone: true, record_bytes: 48, ..put() };
-        assert_eq!(fate(&tombstone, None, Some(49), false, 0), Fate::Repeat);
-        assert_eq!(fate(&tombstone, None, Some(50), false, 0), Fate::Drop);
-        assert_eq!(fate(&tombstone, None, None, false, 0), Fate::Drop);
+        for kind in [Kind::Tombstone, Kind::Mark, Kind::DirtyDelete] {
+            let tombstone = FooterEntry { kind, record_bytes: 48, ..put() };
+            assert_eq!(fate(&tombstone, None, Some(49), false, 0), Fate::Repeat);
+            assert_eq!(fate(&tombstone, None, Some(50), false, 0), Fate::Drop);
+            assert_eq!(fate(&tombstone, None, None, false, 0), Fate::Drop);
+        }
+    }
+
+    #[test]
+    fn segments_with_records_that_the_store_lacks_go_last_and_the_cleanest_of_them_first() {
+        let mut segments = [sealed(1, 0), sealed(2, 100), sealed(3, 10)];
+        segments[0].dirty_bytes = 200;
+        segments[0].expires_max = Some(NOW);
+        segments[2].dirty_bytes = 100;
+        assert_eq!(choose(&segments, NOW, true), Some(1));
+        segments[1].state = State::Reclaiming;
+        assert_eq!(choose(&segments, NOW, true), Some(2));
+        segments[0].is_suspect = true;
+        assert_eq!(choose(&segments, NOW, true), Some(0));
     }
 
     #[test]

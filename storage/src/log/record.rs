@@ -1,14 +1,20 @@
-//! One record of the log: an entry, or the news that there is none any more.
+//! One record of the log: an entry, the news that there is none any more, or that the store knows of a change.
 //!
 //! ```text
 //! 0          4           8          16         24           32           36       38           39            40
 //! ├ checksum ┼ value_len ┼ sequence ┼ key_hash ┼ expires_ms ┼ believed_s ┼ shape ┼ bucket_len ┼ version_len ┤
 //!                                                                            bits 0–10  name_len
-//! 40 ─ bucket, name, version, value, zeros to a multiple of 16 ─             bits 11–14 kind: 1 put, 2 tombstone
+//! 40 ─ bucket, name, version, value, zeros to a multiple of 16 ─             bits 11–14 kind
 //!                                                                            bit 15     there may be an older record
+//! kind   what is used             what it says
+//! 1 put          all              the store has this entry
+//! 2 tombstone    origin           records of this hash with a sequence below `origin` are dead
+//! 3 dirty put    all              the key has this entry, and the store does not know yet
+//! 4 dirty delete bucket, name     the key has none, and the store does not know yet; dead is what is older of its hash
+//! 5 mark         origin           the store has the dirty changes of this hash with a sequence below `origin`
 //! ```
-//! Version 1, little-endian. `expires_ms` is since the Unix epoch, 0 = never; in a tombstone it is the sequence below
-//! which records of the key are dead, and bucket, name, version and value are empty: a tombstone speaks of a hash.
+//! Version 1, little-endian. `expires_ms` is since the Unix epoch, 0 = never; in a tombstone and a mark it is `origin`,
+//! and bucket, name, version and value are empty: they speak of a hash. What is not used is zero.
 //! `believed_s` is until when this *copy* is believed, in whole seconds since the epoch; all ones = for ever.
 //! `checksum` is CRC-32C (RFC 3720, section 12.1) over every byte that follows it, the zeros included.
 //!
@@ -67,9 +73,44 @@ pub(super) enum Body<'a> {
         believed_until_s: Option<u32>,
         /// When it was written, an older record of the key may have been in the log.
         has_older: bool,
+        /// When it was written, the store did not have it.
+        is_dirty: bool,
     },
     /// Records of this hash with a sequence below `origin` are dead.
     Tombstone { origin: Sequence },
+    /// The key has no value, and the store did not know when this was written.
+    DirtyDelete { bucket: &'a [u8], name: &'a [u8] },
+    /// The store has the dirty changes of this hash with a sequence below `origin`.
+    Mark { origin: Sequence },
+}
+
+/// The kind of a record, in its header and in footers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Kind {
+    Put = 1,
+    Tombstone = 2,
+    DirtyPut = 3,
+    DirtyDelete = 4,
+    Mark = 5,
+}
+
+impl Kind {
+    /// The kind with this number, if there is one.
+    pub(super) fn of(number: u64) -> Option<Self> {
+        let all = [Self::Put, Self::Tombstone, Self::DirtyPut, Self::DirtyDelete, Self::Mark];
+        all.into_iter().find(|kind| *kind as u64 == number)
+    }
+
+    /// Whether the record has an entry.
+    pub(super) fn is_put(self) -> bool {
+        matches!(self, Self::Put | Self::DirtyPut)
+    }
+
+    /// Whether the record is a change that the store did not have when it was written.
+    pub(super) fn is_dirty(self) -> bool {
+        matches!(self, Self::DirtyPut | Self::DirtyDelete)
+    }
 }
 
 /// A record, borrowed.
@@ -100,7 +141,7 @@ struct Lengths {
     name: usize,
     version: usize,
     value: usize,
-    is_put: bool,
+    kind: Kind,
 }
 
 impl Lengths {
@@ -110,36 +151,24 @@ impl Lengths {
 
     fn decode(header: &[u8; HEADER_BYTES]) -> Option<Self> {
         let shape = u16_at(header, 36);
+        let kind = Kind::of(u64::from((shape >> NAME_LEN_BITS) & KIND_MASK))?;
         let lengths = Self {
             bucket: usize::from(header[38]),
             name: usize::from(shape & NAME_LEN_MASK),
             version: usize::from(header[39]),
             value: u32_at(header, 4) as usize,
-            is_put: kind(shape) == KIND_PUT,
+            kind,
         };
-        let is_legal = match kind(shape) {
-            KIND_PUT => {
-                (1..=BUCKET_BYTES_MAX).contains(&lengths.bucket)
-                    && (1..=KEY_BYTES_MAX).contains(&lengths.name)
-                    && lengths.version >= 1
-                    && lengths.value <= VALUE_BYTES_MAX
-            }
-            KIND_TOMBSTONE => {
-                shape & !(KIND_MASK << NAME_LEN_BITS) == 0
-                    && lengths.bucket + lengths.version + lengths.value == 0
-                    && u32_at(header, 32) == 0
-            }
-            _ => false,
+        let has_key = (1..=BUCKET_BYTES_MAX).contains(&lengths.bucket) && (1..=KEY_BYTES_MAX).contains(&lengths.name);
+        let is_without_entry =
+            lengths.version + lengths.value == 0 && u32_at(header, 32) == 0 && shape & HAS_OLDER == 0;
+        let is_legal = match kind {
+            Kind::Put | Kind::DirtyPut => has_key && lengths.version >= 1 && lengths.value <= VALUE_BYTES_MAX,
+            Kind::DirtyDelete => has_key && is_without_entry && u64_at(header, 24) == 0,
+            Kind::Tombstone | Kind::Mark => lengths.bucket + lengths.name == 0 && is_without_entry,
         };
         is_legal.then_some(lengths)
     }
-}
-
-const KIND_PUT: u16 = 1;
-const KIND_TOMBSTONE: u16 = 2;
-
-fn kind(shape: u16) -> u16 {
-    (shape >> NAME_LEN_BITS) & KIND_MASK
 }
 
 impl<'a> Record<'a> {
@@ -159,8 +188,50 @@ impl<'a> Record<'a> {
             expires: entry.expires,
             believed_until_s: believed_until.map(whole_seconds),
             has_older,
+            is_dirty: false,
         };
         Self { sequence, key_hash: key.hash(), body }
+    }
+
+    /// A record of an entry that the store does not have. What is older of its hash may be another key's, which nobody
+    /// looks at while this one waits, so it always says that there may be something.
+    pub(super) fn dirty_put(
+        sequence: Sequence,
+        key: KeyRef<'a>,
+        entry: &'a Entry,
+        believed_until: Option<Timestamp>,
+    ) -> Self {
+        let mut record = Self::put(sequence, key, entry, believed_until, true);
+        if let Body::Put { is_dirty, .. } = &mut record.body {
+            *is_dirty = true;
+        }
+        record
+    }
+
+    /// A record of a delete that the store does not know of.
+    pub(super) fn dirty_delete(sequence: Sequence, key: KeyRef<'a>) -> Self {
+        let body = Body::DirtyDelete { bucket: key.bucket().as_bytes(), name: key.name() };
+        Self { sequence, key_hash: key.hash(), body }
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        match self.body {
+            Body::Put { is_dirty: false, .. } => Kind::Put,
+            Body::Put { is_dirty: true, .. } => Kind::DirtyPut,
+            Body::Tombstone { .. } => Kind::Tombstone,
+            Body::DirtyDelete { .. } => Kind::DirtyDelete,
+            Body::Mark { .. } => Kind::Mark,
+        }
+    }
+
+    /// Whether it is a record of `key`, as opposed to one of its hash.
+    pub(super) fn is_of(&self, key: KeyRef<'_>) -> bool {
+        match self.body {
+            Body::Put { bucket, name, .. } | Body::DirtyDelete { bucket, name } => {
+                name == key.name() && bucket == key.bucket().as_bytes()
+            }
+            Body::Tombstone { .. } | Body::Mark { .. } => false,
+        }
     }
 
     /// Bytes of the record, a multiple of [`UNIT_BYTES`].
@@ -183,8 +254,14 @@ impl<'a> Record<'a> {
         target.put_u16_le(shape);
         target.put_u8(u8::try_from(lengths.bucket).expect("at most BUCKET_BYTES_MAX"));
         target.put_u8(u8::try_from(lengths.version).expect("at most VERSION_BYTES_MAX"));
-        if let Body::Put { bucket, name, version, value, .. } = self.body {
-            [bucket, name, version, value].into_iter().for_each(|part| target.extend_from_slice(part));
+        match self.body {
+            Body::Put { bucket, name, version, value, .. } => {
+                [bucket, name, version, value].into_iter().for_each(|part| target.extend_from_slice(part));
+            }
+            Body::DirtyDelete { bucket, name } => {
+                [bucket, name].into_iter().for_each(|part| target.extend_from_slice(part));
+            }
+            Body::Tombstone { .. } | Body::Mark { .. } => {}
         }
         target.put_bytes(0, start + lengths.record_bytes() - target.len());
 
@@ -217,50 +294,51 @@ impl<'a> Record<'a> {
     }
 
     fn lengths(&self) -> Lengths {
-        match self.body {
-            Body::Put { bucket, name, version, value, .. } => Lengths {
-                bucket: bucket.len(),
-                name: name.len(),
-                version: version.len(),
-                value: value.len(),
-                is_put: true,
-            },
-            Body::Tombstone { .. } => Lengths { bucket: 0, name: 0, version: 0, value: 0, is_put: false },
-        }
+        let (bucket, name, version, value) = match self.body {
+            Body::Put { bucket, name, version, value, .. } => (bucket.len(), name.len(), version.len(), value.len()),
+            Body::DirtyDelete { bucket, name } => (bucket.len(), name.len(), 0, 0),
+            Body::Tombstone { .. } | Body::Mark { .. } => (0, 0, 0, 0),
+        };
+        Lengths { bucket, name, version, value, kind: self.kind() }
     }
 
     /// `expires_ms`, `believed_s`, `shape`.
     fn fields(&self, lengths: Lengths) -> (u64, u32, u16) {
+        let name = u16::try_from(lengths.name).expect("at most KEY_BYTES_MAX");
+        let shape = (lengths.kind as u16) << NAME_LEN_BITS | name;
         match self.body {
             Body::Put { expires, believed_until_s, has_older, .. } => {
                 let older = if has_older { HAS_OLDER } else { 0 };
-                let name = u16::try_from(lengths.name).expect("at most KEY_BYTES_MAX");
                 let believed_s = believed_until_s.unwrap_or(FOR_EVER_S);
                 // Zero says "never"; a life that ended at the epoch has ended at 1 as well.
                 let expires_ms = expires.map_or(0, |expires| expires.0.max(1));
-                (expires_ms, believed_s, KIND_PUT << NAME_LEN_BITS | name | older)
+                (expires_ms, believed_s, shape | older)
             }
-            Body::Tombstone { origin } => (origin, 0, KIND_TOMBSTONE << NAME_LEN_BITS),
+            Body::DirtyDelete { .. } => (0, 0, shape),
+            Body::Tombstone { origin } | Body::Mark { origin } => (origin, 0, shape),
         }
     }
 }
 
 fn body<'a>(header: &[u8; HEADER_BYTES], lengths: Lengths, record: &'a [u8]) -> Body<'a> {
-    if !lengths.is_put {
-        return Body::Tombstone { origin: u64_at(header, 24) };
-    }
     let (bucket, rest) = record[HEADER_BYTES..].split_at(lengths.bucket);
     let (name, rest) = rest.split_at(lengths.name);
     let (version, rest) = rest.split_at(lengths.version);
     let (expires_ms, believed_s) = (u64_at(header, 24), u32_at(header, 32));
-    Body::Put {
-        bucket,
-        name,
-        version,
-        value: &rest[..lengths.value],
-        expires: (expires_ms != 0).then_some(Timestamp(expires_ms)),
-        believed_until_s: (believed_s != FOR_EVER_S).then_some(believed_s),
-        has_older: u16_at(header, 36) & HAS_OLDER != 0,
+    match lengths.kind {
+        Kind::Tombstone => Body::Tombstone { origin: expires_ms },
+        Kind::Mark => Body::Mark { origin: expires_ms },
+        Kind::DirtyDelete => Body::DirtyDelete { bucket, name },
+        Kind::Put | Kind::DirtyPut => Body::Put {
+            bucket,
+            name,
+            version,
+            value: &rest[..lengths.value],
+            expires: (expires_ms != 0).then_some(Timestamp(expires_ms)),
+            believed_until_s: (believed_s != FOR_EVER_S).then_some(believed_s),
+            has_older: u16_at(header, 36) & HAS_OLDER != 0,
+            is_dirty: lengths.kind == Kind::DirtyPut,
+        },
     }
 }
 
@@ -303,8 +381,29 @@ mod tests {
             expires: Some(Timestamp(1_700_000_000_123)),
             believed_until_s: Some(1_700_000_000),
             has_older: true,
+            is_dirty: false,
         };
         Record { sequence: 7, key_hash: 0x1122_3344_5566_7788, body }
+    }
+
+    fn dirty_put() -> Record<'static> {
+        let mut record = put();
+        let Body::Put { is_dirty, .. } = &mut record.body else { unreachable!("it is a put") };
+        *is_dirty = true;
+        record
+    }
+
+    fn dirty_delete() -> Record<'static> {
+        let body = Body::DirtyDelete { bucket: b"default", name: b"name" };
+        Record { sequence: 10, key_hash: 0x1122_3344_5566_7788, body }
+    }
+
+    fn mark() -> Record<'static> {
+        Record { sequence: 12, key_hash: 0x0102_0304_0506_0708, body: Body::Mark { origin: 11 } }
+    }
+
+    fn one_of_each_kind() -> [Record<'static>; 5] {
+        [put(), tombstone(), dirty_put(), dirty_delete(), mark()]
     }
 
     fn tombstone() -> Record<'static> {
@@ -328,9 +427,29 @@ mod tests {
         assert_eq!(hex(&encoded(tombstone())), TOMBSTONE_GOLDEN.replace([' ', '\n'], ""));
     }
 
+    #[test]
+    fn dirty_records_and_marks_have_the_golden_bytes_of_version_1() {
+        let golden = [DIRTY_PUT_GOLDEN, DIRTY_DELETE_GOLDEN, MARK_GOLDEN];
+        for (record, golden) in [dirty_put(), dirty_delete(), mark()].into_iter().zip(golden) {
+            assert_eq!(hex(&encoded(record)), golden.replace([' ', '\n'], ""), "{:?}", record.kind());
+        }
+    }
+
     const PUT_GOLDEN: &str = "\
         e9cf37a105000000070000000000000088776655443322117b68e5cf8b010000
         00f153650488070264656661756c746e616d65763176616c7565000000000000
+    ";
+    const DIRTY_PUT_GOLDEN: &str = "\
+        dc48835005000000070000000000000088776655443322117b68e5cf8b010000
+        00f153650498070264656661756c746e616d65763176616c7565000000000000
+    ";
+    const DIRTY_DELETE_GOLDEN: &str = "\
+        2cd6b449000000000a0000000000000088776655443322110000000000000000
+        000000000420070064656661756c746e616d6500000000000000000000000000
+    ";
+    const MARK_GOLDEN: &str = "\
+        9b108b36000000000c0000000000000008070605040302010b00000000000000
+        00000000002800000000000000000000
     ";
     const TOMBSTONE_GOLDEN: &str = "\
         1b59cc1300000000090000000000000008070605040302010800000000000000
@@ -339,7 +458,7 @@ mod tests {
 
     #[test]
     fn what_was_encoded_is_what_is_decoded() {
-        for record in [put(), tombstone()] {
+        for record in one_of_each_kind() {
             let bytes = encoded(record);
             assert_eq!(Record::decode(&bytes), Ok((record, bytes.len())));
             assert_eq!(bytes.len(), record.bytes());
@@ -348,7 +467,7 @@ mod tests {
 
     #[test]
     fn a_record_cut_anywhere_says_what_it_needs_or_that_it_is_none() {
-        for record in [put(), tombstone()] {
+        for record in one_of_each_kind() {
             let bytes = encoded(record);
             for end in 0..bytes.len() {
                 let expected = if end < HEADER_BYTES {
@@ -363,7 +482,7 @@ mod tests {
 
     #[test]
     fn a_flipped_bit_anywhere_is_noticed() {
-        for record in [put(), tombstone()] {
+        for record in one_of_each_kind() {
             let mut bytes = encoded(record);
             for bit in 0..bytes.len() * 8 {
                 bytes[bit / 8] ^= 1 << (bit % 8);
@@ -391,7 +510,7 @@ mod tests {
                 // Half of them begin as a record, so that lengths are plausible now and then.
                 match random.below(4) {
                     0 => bytes = (0..random.below(200)).map(|_| random.next() as u8).collect(),
-                    1 => bytes = encoded(put()).to_vec(),
+                    1 => bytes = encoded(one_of_each_kind()[random.below(5) as usize]).to_vec(),
                     _ => {}
                 }
                 for _ in 0..random.below(4) {
@@ -403,6 +522,28 @@ mod tests {
                 if let Ok((record, record_bytes)) = Record::decode(&bytes) {
                     assert_eq!(encoded(record), bytes[..record_bytes], "MILENA_SEED={seed}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_whose_kind_does_not_fit_the_rest_is_malformed() {
+        for record in one_of_each_kind() {
+            let bytes = encoded(record);
+            for number in (0..=KIND_MASK).filter(|number| *number != record.kind() as u16) {
+                let mut bytes = bytes.clone();
+                let shape = u16_at(&bytes, 36) & !(KIND_MASK << NAME_LEN_BITS) | number << NAME_LEN_BITS;
+                bytes[36..38].copy_from_slice(&shape.to_le_bytes());
+                let checksum = crc32c::crc32c(&bytes[4..]);
+                bytes[..4].copy_from_slice(&checksum.to_le_bytes());
+                // The two that have an entry look alike, and the two that have a hash alone.
+                let is_alike = |other: Kind| match other {
+                    Kind::Put | Kind::DirtyPut => record.kind().is_put(),
+                    Kind::Tombstone | Kind::Mark => matches!(record.kind(), Kind::Tombstone | Kind::Mark),
+                    Kind::DirtyDelete => false,
+                };
+                let is_legal = Kind::of(u64::from(number)).is_some_and(is_alike);
+                assert_eq!(Record::decode(&bytes).is_ok(), is_legal, "{:?} as {number}", record.kind());
             }
         }
     }

@@ -4,20 +4,23 @@
 //!   each segment   header? ── none, void, another log's ─▶ free
 //!                    └─ open ─▶ footer of the same generation? ─▶ its entries
 //!                                 └─ none ─▶ scan to the first invalid record
-//!   then           all tombstones: hash ─▶ the highest origin
+//!   then           all tombstones and dirty deletes: hash ─▶ the highest origin;  all marks: the same
+//!                  dirty records: neither dead nor marked, the newest of their hash ─▶ debts
 //!                  all puts: below the origin ─▶ dead;  of equal hashes the highest sequence ─▶ index
 //! ```
-//! Keys are known by their 64-bit hash here: of two keys with the same one, the older is lost to the log. The expiry of
-//! a record is in the record, and looked at when it is read.
+//! Keys are known by their 64-bit hash here: of two keys with the same one, the older is lost to the log. No change is
+//! lost like this that the store does not have: while it waits, nothing newer of its hash is written. The expiry of a
+//! record is in the record, and looked at when it is read.
 
 use std::collections::HashMap;
 
 use ahash::RandomState;
 
 use super::{
+    debts::DirtyRecord,
     footer::{Footer, FooterEntry},
     index::{Index, Place},
-    record::Sequence,
+    record::{Kind, Sequence},
     scan::scan,
     segment::{Segment, SegmentHeader, SegmentNumber, State},
     state::Found,
@@ -111,14 +114,17 @@ pub(super) fn recover(log_id: u64, segment_bytes: u32, segments: &[&[u8]]) -> Re
 
     let log_bytes = segments.len() as u64 * u64::from(segment_bytes);
     let mut building = Building { rows, index: Index::new(log_bytes), findings: &findings, record_count: 0 };
-    let origins = building.count_records();
-    building.enter(&origins);
+    let Known { origins, mut dirty, .. } = building.count_records();
+    building.enter(&origins, &mut dirty);
     let Building { rows, index, record_count, .. } = building;
+    let mut debts: Vec<DirtyRecord> = dirty.into_values().collect();
+    debts.sort_unstable_by_key(|record| record.sequence);
     let found = Found {
         log_id,
         segment_bytes,
         segments: rows,
         index,
+        debts,
         next_sequence: last_sequence + SEQUENCE_GAP,
         next_generation: last_generation + 1,
         footers_kept: HashMap::new(),
@@ -136,27 +142,75 @@ struct Building<'a> {
     record_count: u64,
 }
 
+type OfHash<T> = HashMap<u64, T, RandomState>;
+
+/// What records say about others.
+#[derive(Default)]
+struct Known {
+    /// Records below are dead.
+    origins: OfHash<Sequence>,
+    /// Dirty records below are in the store.
+    marks: OfHash<Sequence>,
+    /// The newest dirty record of each hash.
+    dirty: OfHash<DirtyRecord>,
+}
+
+impl Known {
+    fn note(&mut self, segment: SegmentNumber, entry: &FooterEntry) {
+        let origins = match entry.kind {
+            Kind::Mark => &mut self.marks,
+            Kind::Put | Kind::Tombstone | Kind::DirtyPut | Kind::DirtyDelete => &mut self.origins,
+        };
+        if !entry.kind.is_put() {
+            let origin = origins.entry(entry.key_hash).or_default();
+            *origin = entry.sequence.max(*origin);
+        }
+        let newest = self.dirty.get(&entry.key_hash).map_or(0, |dirty| dirty.sequence);
+        if entry.kind.is_dirty() && entry.sequence > newest {
+            self.dirty.insert(entry.key_hash, dirty_record(segment, entry));
+        }
+    }
+
+    /// Leaves of the dirty records those that are to be uploaded, as far as what was noted tells.
+    fn settle(&mut self) {
+        let Self { origins, marks, dirty } = self;
+        let end = |ends: &OfHash<Sequence>, hash| ends.get(&hash).copied().unwrap_or_default();
+        dirty.retain(|&hash, record| record.sequence >= end(origins, hash).max(end(marks, hash)));
+    }
+}
+
+fn dirty_record(segment: SegmentNumber, entry: &FooterEntry) -> DirtyRecord {
+    DirtyRecord {
+        key_hash: entry.key_hash,
+        sequence: entry.sequence,
+        place: Place::new(segment, entry.offset, entry.record_bytes as usize),
+        record_bytes: entry.record_bytes,
+        is_delete: entry.kind == Kind::DirtyDelete,
+    }
+}
+
 impl Building<'_> {
-    /// Counts the records of each segment, and answers for each buried hash the highest origin.
-    fn count_records(&mut self) -> HashMap<u64, Sequence, RandomState> {
-        let mut origins: HashMap<u64, Sequence, RandomState> = HashMap::default();
+    /// Counts the records of each segment, and answers what they say about others.
+    fn count_records(&mut self) -> Known {
+        let mut known = Known::default();
         for finding in self.findings {
             let row = &mut self.rows[usize::from(finding.number)];
             finding.for_each(|entry| {
                 row.used_bytes += u64::from(entry.record_bytes);
                 row.record_count += 1;
-                if entry.is_tombstone {
-                    row.tombstone_count += 1;
-                    let origin = origins.entry(entry.key_hash).or_default();
-                    *origin = entry.sequence.max(*origin);
+                row.tombstone_count += u32::from(!entry.kind.is_put());
+                if entry.kind != Kind::Put {
+                    known.note(finding.number, &entry);
                 }
             });
             self.record_count += u64::from(row.record_count);
         }
-        origins
+        known.settle();
+        known
     }
 
-    fn enter(&mut self, origins: &HashMap<u64, Sequence, RandomState>) {
+    /// Enters the newest put of each hash; those that are in `dirty` are debts instead, unless something is newer.
+    fn enter(&mut self, origins: &OfHash<Sequence>, dirty: &mut OfHash<DirtyRecord>) {
         let of_segment: HashMap<SegmentNumber, &Finding<'_>, RandomState> =
             self.findings.iter().map(|finding| (finding.number, finding)).collect();
         self.index.reserve(self.record_count);
@@ -165,7 +219,10 @@ impl Building<'_> {
         for finding in self.findings {
             finding.for_each(|entry| {
                 let is_buried = || origins.get(&entry.key_hash).is_some_and(|&origin| entry.sequence < origin);
-                if entry.is_tombstone || (!origins.is_empty() && is_buried()) {
+                if !entry.kind.is_put() || (!origins.is_empty() && is_buried()) {
+                    return;
+                }
+                if !dirty.is_empty() && is_owed(dirty, &entry) {
                     return;
                 }
                 self.index.prefetch(entry.key_hash);
@@ -203,4 +260,15 @@ impl Building<'_> {
         }
         self.rows[usize::from(new.segment)].live_count += 1;
     }
+}
+
+/// Whether a put is a debt, or older than one of its hash. A debt that is older than the put is none: something newer is
+/// written only when its mark is durable, so that the mark was damaged since.
+fn is_owed(dirty: &mut OfHash<DirtyRecord>, entry: &FooterEntry) -> bool {
+    let Some(debt) = dirty.get(&entry.key_hash) else { return false };
+    if entry.sequence > debt.sequence {
+        dirty.remove(&entry.key_hash);
+        return false;
+    }
+    true
 }

@@ -9,6 +9,8 @@
 //! segment  ├ generation:8 ┼ first_sequence:8 ┼ used_bytes:8 ┼ expires_max:8 ┼ records:4 ┼ live:4 ┼ tombstones:4 ┼ sealed:4 ┤
 //! table    ├ count:4 ┼ slot:8 ┼ slot:8 ┼ ... ┤
 //! ```
+//! A log with changes that the store does not have leaves none: they are few, and the footers tell of them.
+//!
 //! The checksums are CRC-32C. A file that does not hold together, or belongs to another log, is none: the footers tell
 //! the same, and take longer.
 
@@ -89,7 +91,8 @@ pub(super) fn decode(bytes: &[u8], log_id: u64, segment_bytes: u32, segment_coun
     }
     let (next_sequence, next_generation) = (u64_at(head, 24), u64_at(head, 32));
     let footers_kept = std::collections::HashMap::new();
-    Some(Found { log_id, segment_bytes, segments, index, next_sequence, next_generation, footers_kept })
+    let debts = Vec::new();
+    Some(Found { log_id, segment_bytes, segments, index, debts, next_sequence, next_generation, footers_kept })
 }
 
 fn segment(row: &[u8]) -> Segment {
@@ -135,6 +138,7 @@ mod tests {
             segment_bytes: SEGMENT_BYTES,
             segments: vec![Segment::FREE, sealed],
             index,
+            debts: Vec::new(),
             next_sequence: 8,
             next_generation: 4,
             footers_kept: std::collections::HashMap::new(),

@@ -84,18 +84,11 @@ impl Scan {
     }
 
     fn note(&mut self, record: &Record<'_>, record_bytes: usize) {
-        let (sequence, is_tombstone, has_older, expires) = match record.body {
-            Body::Put { has_older, expires, .. } => (record.sequence, false, has_older, expires),
-            Body::Tombstone { origin } => (origin, true, false, None),
+        let expires = match record.body {
+            Body::Put { expires, .. } => expires,
+            Body::Tombstone { .. } | Body::DirtyDelete { .. } | Body::Mark { .. } => None,
         };
-        self.entries.push(FooterEntry {
-            key_hash: record.key_hash,
-            sequence,
-            offset: self.offset,
-            record_bytes: record_bytes as u32,
-            is_tombstone,
-            has_older,
-        });
+        self.entries.push(FooterEntry::of(record, self.offset));
         self.expires_max = self.expires_max.and_then(|before| Some(before.max(expires?)));
         self.sequence_min = record.sequence + 1;
         self.offset += record_bytes as u32;

@@ -125,8 +125,10 @@ pub(super) struct Segment {
     pub(super) record_count: u32,
     /// Records that the index points to.
     pub(super) live_count: u32,
-    /// Tombstones, needed or not.
+    /// Records that say something about others, needed or not: tombstones, marks, dirty deletes.
     pub(super) tombstone_count: u32,
+    /// Bytes of records that the store does not have.
+    pub(super) dirty_bytes: u64,
     /// When the last record ends; `None` = at least one never does.
     pub(super) expires_max: Option<Timestamp>,
     /// Something could not be written or read here: to be emptied soon, and not to be used again if it was a write.
@@ -149,6 +151,7 @@ impl Segment {
         record_count: 0,
         live_count: 0,
         tombstone_count: 0,
+        dirty_bytes: 0,
         expires_max: Some(Timestamp(0)),
         is_suspect: false,
         write_failed: false,

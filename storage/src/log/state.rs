@@ -15,6 +15,12 @@
 //! Between the eviction of a record and its segment's void the invariant does not hold for its key. Voids therefore
 //! follow each other in order, and a delete that finds nothing appends a tombstone all the same. Where a segment cannot
 //! be emptied, or a record not be read, it *leaks*: as long as one does, everything is taken to have older records.
+//!
+//! Changes that the store does not have are in debts.rs instead of the index, and what is special about them is in
+//! state/dirty.rs. While one waits, nothing is written that would bury it: a tombstone speaks of a hash, and so another
+//! key with the same one leaks.
+
+mod dirty;
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -23,6 +29,7 @@ use milena_proto::{key::KeyRef, placement::KeyHash};
 
 use super::{
     append::{self, Batch, Closed, Content, Tail},
+    debts::{DIRTY_PERCENT_MAX, Debts, DirtyRecord},
     footer::FooterEntry,
     index::{Index, Place},
     record::{Body, Record, Sequence, VERSION_BYTES_MAX},
@@ -61,11 +68,21 @@ pub(super) struct Found {
     pub(super) segment_bytes: u32,
     pub(super) segments: Vec<Segment>,
     pub(super) index: Index,
+    /// Changes that the store does not have, in the order of their sequences.
+    pub(super) debts: Vec<DirtyRecord>,
     pub(super) next_sequence: Sequence,
     /// Above that of every header and footer on disk.
     pub(super) next_generation: u64,
     /// What would be in footers that could not be written.
     pub(super) footers_kept: HashMap<SegmentNumber, Vec<FooterEntry>>,
+}
+
+impl Found {
+    /// Keys that have an entry.
+    pub(super) fn entry_count(&self) -> u64 {
+        let debt_count = self.debts.iter().filter(|debt| !debt.is_delete).count();
+        (self.index.len() + debt_count) as u64
+    }
 }
 
 /// All that a core knows about its log.
@@ -75,6 +92,10 @@ pub(super) struct State {
     segment_bytes: u32,
     pub(super) segments: Box<[Segment]>,
     pub(super) index: Index,
+    pub(super) debts: Debts,
+    dirty_bytes_max: u64,
+    /// Records of changes that could not be written anywhere.
+    stranded: HashMap<Place, Bytes>,
     tail: Tail,
     next_sequence: Sequence,
     /// Up to here all records survive.
@@ -150,6 +171,8 @@ pub(super) struct Located {
     pub(super) outdated: Vec<Place>,
     /// Some that cannot be read and so may be the key's.
     pub(super) unreadable: Vec<Place>,
+    /// The id of the key's own change that the store does not have.
+    pub(super) owed: Option<Sequence>,
 }
 
 /// Why nothing was appended.
@@ -159,8 +182,12 @@ pub(super) enum Refused {
     Moved,
     /// Too much waits for the disk, or no segment is free: wait for [`State::end_cycle`] or for reclaiming.
     Full,
-    /// The entry is larger than the log keeps; what was under the key is forgotten.
+    /// The entry is larger than the log keeps; what was under the key is forgotten, unless the change was a dirty one.
     TooLarge,
+    /// A change with this hash waits for the store; what else was under the key is forgotten.
+    Owed,
+    /// Too much waits for the store.
+    DirtyFull,
     /// The disk was given up.
     Offline,
 }
@@ -200,8 +227,13 @@ impl Located {
 
 impl State {
     pub(super) fn new(found: Found) -> Self {
-        let Found { log_id, segment_bytes, segments, index, next_sequence, next_generation, footers_kept } = found;
+        let Found { log_id, segment_bytes, mut segments, index, debts, next_sequence, next_generation, footers_kept } =
+            found;
         assert!(next_sequence >= 1);
+        for record in &debts {
+            segments[usize::from(record.place.segment)].dirty_bytes += u64::from(record.record_bytes);
+        }
+        let kept_count = segments.iter().filter(|segment| !segment.is_surplus).count() as u64;
         let is_usable = |segment: &&Segment| segment.state == SegmentState::Free && !segment.is_surplus;
         let is_surplus = |segment: &&Segment| segment.state == SegmentState::Sealed && segment.is_surplus;
         Self {
@@ -212,6 +244,9 @@ impl State {
             segment_bytes,
             segments: segments.into(),
             index,
+            debts: Debts::found(&debts),
+            dirty_bytes_max: kept_count * u64::from(segment_bytes) * DIRTY_PERCENT_MAX / 100,
+            stranded: HashMap::new(),
             tail: Tail::new(segment_bytes),
             next_sequence,
             durable: next_sequence - 1,
@@ -241,7 +276,12 @@ impl State {
 
     /// The record at `place`, if it waits for the disk.
     pub(super) fn buffered(&self, place: Place) -> Option<Bytes> {
-        self.tail.find(place)
+        self.tail.find(place).or_else(|| self.stranded.get(&place).cloned())
+    }
+
+    /// Whether `place` is that of the newest record of a key with this hash.
+    pub(super) fn is_current(&self, hash: KeyHash, place: Place) -> bool {
+        self.index.contains(hash, place) || self.debts.is_at(hash, place)
     }
 
     /// Whether a record may be what its segment holds at present: not one that an earlier generation has left.
@@ -281,13 +321,10 @@ impl State {
             self.delete(located, key.hash())?;
             return Err(Refused::TooLarge);
         }
+        self.yield_to_debt(located, key.hash())?;
         let class = class_of(entry.expires, now);
         let place = self.append(class, Purpose::Write, &record)?;
-        self.point(key.hash(), located.current, Some(place));
-        for &place in located.outdated.iter().chain(&located.unreadable) {
-            self.point(key.hash(), Some(place), None);
-        }
-        located.unreadable.iter().for_each(|place| self.leak(place.segment));
+        self.replace(located, key.hash(), Some(place));
         self.counts.appended_bytes += record.bytes() as u64;
         Ok(record.sequence)
     }
@@ -296,28 +333,48 @@ impl State {
     /// from which on it is gone.
     pub(super) fn delete(&mut self, located: &Located, hash: KeyHash) -> Result<Sequence, Refused> {
         self.check(located, hash)?;
+        self.yield_to_debt(located, hash)?;
         let may_be_on_disk = self.leaks > 0 || self.is_reclaiming();
         if !located.is_anything() && !may_be_on_disk {
             return Ok(self.next_sequence - 1);
         }
         let sequence = self.bury(hash, Purpose::Bury)?;
-        for &place in located.current.iter().chain(&located.outdated).chain(&located.unreadable) {
-            self.point(hash, Some(place), None);
-        }
-        located.unreadable.iter().for_each(|place| self.leak(place.segment));
+        self.replace(located, hash, None);
         self.counts.appended_bytes += self.tombstone_bytes();
         Ok(sequence)
     }
 
+    /// Points the index to `new` instead of all that was located.
+    fn replace(&mut self, located: &Located, hash: KeyHash, new: Option<Place>) {
+        self.point(hash, located.current, new);
+        for &place in located.outdated.iter().chain(&located.unreadable) {
+            self.point(hash, Some(place), None);
+        }
+        located.unreadable.iter().for_each(|place| self.leak(place.segment));
+    }
+
+    /// Where a change with this hash waits for the store, nothing may be newer than it on disk: the copies of the key that
+    /// was located are forgotten without a tombstone, if it is another, and that is all.
+    fn yield_to_debt(&mut self, located: &Located, hash: KeyHash) -> Result<(), Refused> {
+        if !self.debts.contains(hash) {
+            return Ok(());
+        }
+        self.replace(located, hash, None);
+        located.current.iter().chain(&located.outdated).for_each(|place| self.leak(place.segment));
+        Err(Refused::Owed)
+    }
+
     /// Forgets whatever may be the key with this hash, at once and without a look at the disk: others with the same tag
-    /// go with it.
+    /// go with it. A change that the store does not have stays.
     pub(super) fn forget(&mut self, hash: KeyHash) {
         let candidates = self.candidates(hash);
         if candidates.is_empty() && self.leaks == 0 && !self.is_reclaiming() {
             return;
         }
         // Without a tombstone what is on disk may come back with a restart, which leaks know about.
-        let _ = self.bury(hash, Purpose::Bury);
+        if !self.debts.contains(hash) {
+            let _ = self.bury(hash, Purpose::Bury);
+        }
         for place in candidates {
             self.point(hash, Some(place), None);
             self.leak(place.segment);
@@ -345,6 +402,7 @@ impl State {
     }
 
     fn bury(&mut self, hash: KeyHash, purpose: Purpose) -> Result<Sequence, Refused> {
+        assert!(!self.debts.contains(hash), "a tombstone would bury what the store does not have");
         let sequence = self.next_sequence;
         let record = Record { sequence, key_hash: hash, body: Body::Tombstone { origin: sequence } };
         self.append(CLASS_COUNT - 1, purpose, &record)?;
@@ -395,11 +453,11 @@ impl State {
         let place = self.tail.append(class, record);
         let expires = match record.body {
             Body::Put { expires, .. } => expires,
-            Body::Tombstone { .. } => None,
+            Body::Tombstone { .. } | Body::DirtyDelete { .. } | Body::Mark { .. } => None,
         };
         let segment = &mut self.segments[usize::from(place.segment)];
         segment.note_record(record.bytes() as u64, expires);
-        segment.tombstone_count += u32::from(matches!(record.body, Body::Tombstone { .. }));
+        segment.tombstone_count += u32::from(!record.kind().is_put());
         self.next_sequence += 1;
         Ok(place)
     }
@@ -547,6 +605,7 @@ impl State {
         // Where a segment blocks, what was synced now is durable, and what was written before in that segment is not.
         if failed.is_empty() && self.blocking.is_empty() && self.unsynced.is_empty() {
             self.durable = cycle.upto;
+            self.settle_debts();
         }
     }
 
@@ -582,18 +641,26 @@ impl State {
     fn append_again(&mut self, batch: &Batch) {
         for (offset, record) in append::records(batch) {
             let place = Place::new(batch.segment, offset, record.bytes());
+            let hash = record.key_hash;
             match record.body {
-                Body::Put { .. } if !self.index.contains(record.key_hash, place) => {}
+                Body::Put { .. } | Body::DirtyDelete { .. } if self.debts.is_at(hash, place) => {
+                    let start = (offset - batch.offset) as usize;
+                    self.append_owed_again(place, &record, &batch.bytes[start..start + record.bytes()]);
+                }
+                Body::Put { .. } if !self.index.contains(hash, place) => {}
                 Body::Put { .. } => {
-                    let hash = record.key_hash;
                     if !self.carry(hash, place, &record) {
                         self.leaks += u32::from(self.bury(hash, Purpose::Reclaim).is_err());
                         self.point(hash, Some(place), None);
                     }
                 }
+                // Replaced by what is newer, or durable: then it is in a segment that is emptied.
+                Body::DirtyDelete { .. } => {}
                 Body::Tombstone { origin } => {
-                    self.leaks += u32::from(!self.carry_tombstone(record.key_hash, origin));
+                    self.leaks += u32::from(!self.carry_tombstone(hash, origin));
                 }
+                // Without its mark an old value could be uploaded once more, over a newer one.
+                Body::Mark { origin } => self.is_offline |= !self.carry_mark(hash, origin),
             }
         }
     }
@@ -611,9 +678,25 @@ impl State {
 
     // ---- Reclaiming; what to do is decided in reclaim.rs.
 
-    /// Copies a record that its key's slot points to. `false` if there is no room.
+    /// Copies a record that its key's slot points to. `false` if there is no room. The copy would be the newest of its
+    /// hash, so where another key's change waits the record is let go instead.
     pub(super) fn carry(&mut self, hash: KeyHash, place: Place, record: &Record<'_>) -> bool {
         debug_assert!(self.index.contains(hash, place));
+        if self.debts.contains(hash) {
+            return self.evict(hash, place, false);
+        }
+        let mut record = *record;
+        if let Body::Put { is_dirty, .. } = &mut record.body {
+            *is_dirty = false; // The store has it by now.
+        }
+        let Ok((_, new, copy_bytes)) = self.append_copy(&record) else { return false };
+        self.point(hash, Some(place), Some(new));
+        self.counts.carried_bytes += copy_bytes;
+        true
+    }
+
+    /// Appends a copy of a record: its sequence, where it is, and its bytes.
+    fn append_copy(&mut self, record: &Record<'_>) -> Result<(Sequence, Place, u64), Refused> {
         let mut copy = Record { sequence: self.next_sequence, ..*record };
         let mut class = CLASS_COUNT - 1;
         if let Body::Put { believed_until_s, expires, .. } = &mut copy.body {
@@ -623,14 +706,12 @@ impl State {
             // Of the time that is left nothing is known here; a segment of the longest class expires last.
             class = if expires.is_some() { CLASS_COUNT - 2 } else { CLASS_COUNT - 1 };
         }
-        let Ok(new) = self.append(class, Purpose::Reclaim, &copy) else { return false };
-        self.point(hash, Some(place), Some(new));
-        self.counts.carried_bytes += copy.bytes() as u64;
-        true
+        let place = self.append(class, Purpose::Reclaim, &copy)?;
+        Ok((copy.sequence, place, copy.bytes() as u64))
     }
 
     /// Repeats a tombstone. `false` if there is no room.
-    pub(super) fn carry_tombstone(&mut self, hash: KeyHash, origin: Sequence) -> bool {
+    fn carry_tombstone(&mut self, hash: KeyHash, origin: Sequence) -> bool {
         let copy = Record { sequence: self.next_sequence, key_hash: hash, body: Body::Tombstone { origin } };
         let is_done = self.append(CLASS_COUNT - 1, Purpose::Reclaim, &copy).is_ok();
         self.counts.carried_bytes += if is_done { copy.bytes() as u64 } else { 0 };
@@ -640,7 +721,8 @@ impl State {
     /// Takes a record out of the index that goes with its segment; `must_bury` where older records of its key may stay
     /// behind. `false` if there is no room for the tombstone.
     pub(super) fn evict(&mut self, hash: KeyHash, place: Place, must_bury: bool) -> bool {
-        if must_bury {
+        // A change that waits is newer than all of its hash, and takes its own time to go.
+        if must_bury && !self.debts.contains(hash) {
             if self.bury(hash, Purpose::Reclaim).is_err() {
                 return false;
             }
@@ -691,12 +773,17 @@ impl State {
         self.leaks > u32::from(self.segments[usize::from(number)].has_leaked)
     }
 
-    /// Whether the index says all that a restart needs to know.
+    /// Whether the index says all that a restart needs to know. It says nothing of changes that the store does not have;
+    /// the footers do.
     pub(super) fn is_index_whole(&self) -> bool {
         let is_settled = |segment: &Segment| {
             matches!(segment.state, SegmentState::Free | SegmentState::Sealed) && !segment.has_leaked
         };
-        self.leaks == 0 && !self.is_offline && self.segments.iter().all(is_settled) && self.footers_kept.is_empty()
+        self.leaks == 0
+            && !self.is_offline
+            && self.debts.len() == 0
+            && self.segments.iter().all(is_settled)
+            && self.footers_kept.is_empty()
     }
 
     /// Takes all places in a segment that are left in one table out of the index: its footer did not name them.
@@ -711,6 +798,7 @@ impl State {
         let generation = self.take_generation();
         let segment = &mut self.segments[usize::from(number)];
         assert!(segment.state == SegmentState::Reclaiming && segment.live_count == 0, "{segment:?}");
+        assert_eq!(segment.dirty_bytes, 0, "what the store does not have is never dropped");
         segment.generation = generation;
         self.blocking.remove(&number);
         self.footers_kept.remove(&number);
@@ -775,8 +863,15 @@ impl State {
         (self.segment_bytes / RECORD_SHARE_MAX) as usize
     }
 
-    /// Memory held: the index, what waits for the disk, footers to come.
+    /// Bytes of records that may wait for the store.
+    pub(super) fn dirty_bytes_max(&self) -> u64 {
+        self.dirty_bytes_max
+    }
+
+    /// Memory held: the index, what waits for the disk and for the store, footers to come.
     pub(super) fn held_bytes(&self) -> usize {
-        self.index.held_bytes() + self.tail.buffered_bytes() + self.tail.entries_bytes()
+        let stranded_bytes: usize = self.stranded.values().map(Bytes::len).sum();
+        let tail_bytes = self.tail.buffered_bytes() + self.tail.entries_bytes() + stranded_bytes;
+        self.index.held_bytes() + self.debts.held_bytes() + tail_bytes
     }
 }

@@ -3,6 +3,8 @@
 //! The model knows of each key all that was ever written to it, and from where on it may be answered: never less than
 //! what was durable or seen before. That the log lacks a key is allowed where it had to make room; that it lies, never.
 
+mod dirty;
+
 use std::{
     collections::HashMap,
     future::Future,
@@ -16,7 +18,7 @@ use futures::task::noop_waker_ref;
 use milena_proto::key::{Key, KeyRef};
 
 use super::{
-    Copy, Log, LogError, Position,
+    Copy, Known, Log, LogError, Position,
     device::scripted::{Fault, Scripted},
     recover::recover,
     saved,
@@ -62,6 +64,7 @@ impl Bench {
             segment_bytes: SEGMENT_BYTES,
             segments: vec![Segment::FREE; segment_count],
             index: Index::new(0),
+            debts: Vec::new(),
             next_sequence: 1,
             next_generation: 1,
             footers_kept: HashMap::new(),
@@ -132,6 +135,10 @@ impl Bench {
     }
 
     fn get(&mut self, name: &str) -> Option<Copy> {
+        self.known(name).into_copy()
+    }
+
+    fn known(&mut self, name: &str) -> Known {
         let now = self.now;
         self.finish(Rc::clone(&self.log).get(key(name), now))
     }
@@ -295,7 +302,7 @@ fn reads_of_one_place_at_the_same_time_are_one_read() {
     bench.device.set_delay_max(1000);
     let gets: Vec<_> = (0..10).map(|_| Rc::clone(&bench.log).get(key("a"), NOW)).collect();
     let found = bench.finish(futures::future::join_all(gets));
-    assert!(found.iter().all(|copy| copy.as_ref().unwrap().entry.value == "one"));
+    assert!(found.into_iter().all(|known| known.into_copy().unwrap().entry.value == "one"));
     assert_eq!(bench.device.reads() - before, 1);
     assert!(bench.log.reads.borrow().is_empty());
 }

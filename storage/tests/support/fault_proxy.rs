@@ -109,6 +109,11 @@ impl FaultProxy {
         self.shared.state().faults.push((method, fault, times));
     }
 
+    /// Breaks nothing more.
+    pub fn heal(&self) {
+        self.shared.state().faults.clear();
+    }
+
     /// How many requests of this method came in.
     pub fn seen(&self, method: &str) -> usize {
         self.shared.state().seen.iter().filter(|line| line.starts_with(&format!("{method} "))).count()

@@ -67,6 +67,6 @@ pub(crate) async fn put(log: &Rc<Log<Disk>>, name: &str, value: &str) {
 }
 
 pub(crate) async fn get(log: &Rc<Log<Disk>>, name: &str) -> Option<String> {
-    let copy = Rc::clone(log).get(key(name), NOW).await?;
+    let copy = Rc::clone(log).get(key(name), NOW).await.into_copy()?;
     Some(String::from_utf8(copy.entry.value.to_vec()).unwrap())
 }
