@@ -81,6 +81,11 @@ impl Bench {
     }
 }
 
+/// Bytes of records that the store does not have, as the segments count them.
+pub(super) fn bytes_of_dirty_records(bench: &Bench) -> u64 {
+    bench.log.state.borrow().segments.iter().map(|segment| segment.dirty_bytes).sum()
+}
+
 fn uploaded(name: &str, value: Option<&str>) -> Option<(String, Option<String>)> {
     Some((name.to_owned(), value.map(str::to_owned)))
 }
