@@ -293,14 +293,14 @@ fn model_run(seed: u64, steps: u64, with_faults: bool) {
 
 #[test]
 fn a_node_that_uploads_later_and_is_killed_agrees_with_the_model() {
-    for seed in seeds(30) {
+    for seed in seeds(20) {
         model_run(seed, 4_000, false);
     }
 }
 
 #[test]
 fn a_node_that_uploads_later_on_a_disk_with_faults_agrees_with_the_model() {
-    for seed in seeds(30) {
+    for seed in seeds(20) {
         model_run(seed, 4_000, true);
     }
 }
@@ -313,11 +313,8 @@ fn course_with_fault(number: u64, fault: Fault) -> u64 {
         world.context = format!("{fault:?} at call {number}, step {step}");
         let name = format!("k{}", step * 5 % 12);
         let value = (step % 4 > 0).then(|| world.new_value(1500 + step));
-        if let Some(position) = world.change(&name, value) {
-            if step % 3 == 0 {
-                world.wait_until_durable(position);
-            }
-        }
+        let position = world.change(&name, value).filter(|_| step % 3 == 0);
+        position.into_iter().for_each(|position| world.wait_until_durable(position));
         let filler = world.new_value(6000);
         let _ = world.bench.put(&format!("filler{step}"), &filler);
         if step % 5 == 0 {
