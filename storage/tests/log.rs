@@ -11,6 +11,10 @@ use milena_storage::log::{Discarded, Disk, Log, LogSettings, OpenError, Superblo
 #[path = "support/log_dir.rs"]
 mod log_dir;
 
+#[path = "support/log_debts.rs"]
+mod log_debts;
+
+use log_debts::{give, owe};
 use log_dir::{End, NOW, entry, get, key, put, settings, with_log};
 
 /// Leaves one entry, `a`, and four records.
@@ -241,6 +245,80 @@ fn an_inspection_counts_the_living_the_dead_and_the_damaged_and_changes_nothing(
     // The index of the clean stop is still there to be used.
     assert!(with_log(&settings(dir.path()), End::Killed, |_| async {}).0.is_from_index);
     assert!(inspect(&dir.path().join("elsewhere")).is_err());
+}
+
+/// Uploads all debts there are: whose they were, and the values.
+async fn upload_all(log: Rc<Log<Disk>>) -> Vec<(String, Option<String>)> {
+    let mut uploaded = Vec::new();
+    while let Some((debt, name, value)) = give(&log).await {
+        uploaded.push((name, value));
+        Rc::clone(&log).debt_done(debt).await.unwrap();
+    }
+    uploaded
+}
+
+/// Owes a put of `a` and a delete of `b`; `c` was owed and is done.
+async fn three_dirty_changes(log: Rc<Log<Disk>>) {
+    owe(&log, "c", Some("done")).await;
+    let debt = log.next_debt().unwrap();
+    Rc::clone(&log).debt_done(debt).await.unwrap();
+    owe(&log, "a", Some("one")).await;
+    owe(&log, "b", None).await;
+}
+
+#[test]
+fn an_inspection_counts_what_waits_for_the_store_and_not_what_a_mark_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    with_log(&settings(dir.path()), End::Killed, three_dirty_changes);
+    let found = inspect(dir.path()).unwrap();
+    let first = found.segments[0];
+    assert_eq!((found.entries, first.records, first.tombstones, first.damaged), (2, 4, 0, 0));
+    assert_eq!((first.dirty_records, first.dirty_bytes), (2, 64 + 48));
+    assert_eq!((first.live_bytes, first.dead_bytes), (64 + 64 + 48, 48));
+}
+
+#[test]
+fn debts_are_there_after_a_clean_stop_which_then_leaves_no_index() {
+    let dir = tempfile::tempdir().unwrap();
+    with_log(&settings(dir.path()), End::Stopped, three_dirty_changes);
+    assert!(!dir.path().join("index").exists());
+    let (opening, uploaded) = with_log(&settings(dir.path()), End::Stopped, upload_all);
+    assert_eq!((opening.debts, opening.entries, opening.is_from_index), (2, 2, false));
+    assert_eq!(uploaded, [("a".to_owned(), Some("one".to_owned())), ("b".to_owned(), None)]);
+    let (opening, uploaded) = with_log(&settings(dir.path()), End::Killed, upload_all);
+    assert_eq!((opening.debts, opening.is_from_index, uploaded.len()), (0, true, 0));
+}
+
+#[test]
+fn debts_move_out_of_segments_that_a_smaller_log_has_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let larger = LogSettings { disk_bytes: 4 << 20, ..settings(dir.path()) };
+    with_log(&larger, End::Stopped, |log| async move {
+        for n in 0..200 {
+            let name = format!("k{n}");
+            Rc::clone(&log).put_dirty(key(&name), entry(&format!("{n:0>500}")), None, NOW).await.unwrap();
+            for m in 0..20 {
+                Rc::clone(&log).put(key(&format!("{n}-{m}")), entry(&format!("{m:0>500}")), None, NOW).await.unwrap();
+            }
+        }
+    });
+    let smaller = LogSettings { disk_bytes: 1 << 20, ..settings(dir.path()) };
+    let (_, figures) = with_log(&smaller, End::Killed, |log| async move {
+        for n in 0..9000 {
+            Rc::clone(&log).put(key(&format!("n{n}")), entry(&format!("{n:0>500}")), None, NOW).await.unwrap();
+        }
+        // One segment goes after the other, each with a sync.
+        for n in 0..1000 {
+            put(&log, &format!("o{n}"), "x").await;
+        }
+        log.figures()
+    });
+    assert!(figures.used_bytes <= (1 << 20) + 4 * (64 << 10) && figures.dirty_records == 200, "{figures:?}");
+    let (opening, mut uploaded) = with_log(&smaller, End::Killed, upload_all);
+    let mut expected: Vec<_> = (0..200).map(|n| (format!("k{n}"), Some(format!("{n:0>500}")))).collect();
+    expected.sort();
+    uploaded.sort();
+    assert_eq!((opening.debts, uploaded), (200, expected));
 }
 
 #[test]

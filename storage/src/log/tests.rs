@@ -4,6 +4,7 @@
 //! what was durable or seen before. That the log lacks a key is allowed where it had to make room; that it lies, never.
 
 mod dirty;
+mod dirty_model;
 
 use std::{
     collections::HashMap,

@@ -52,7 +52,7 @@ where
         if end == End::Stopped {
             log.stop();
             run.await;
-            assert!(keeper.save(&log).unwrap());
+            assert_eq!(keeper.save(&log).unwrap(), log.figures().dirty_records == 0);
         } else {
             run.cancel().await;
         }

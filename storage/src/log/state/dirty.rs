@@ -194,3 +194,112 @@ fn dirty_record(record: &Record<'_>, place: Place) -> DirtyRecord {
         is_delete: record.kind() == Kind::DirtyDelete,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{
+        Version,
+        log::{
+            index::Index,
+            segment::{SEGMENT_BYTES_MIN, Segment, State as SegmentState},
+            state::{Failures, Found},
+        },
+    };
+
+    const NOW: Timestamp = Timestamp(1_000_000);
+
+    fn state() -> State {
+        State::new(Found {
+            log_id: 77,
+            segment_bytes: SEGMENT_BYTES_MIN as u32,
+            segments: vec![Segment::FREE; 6],
+            index: Index::new(0),
+            debts: Vec::new(),
+            next_sequence: 1,
+            next_generation: 1,
+            footers_kept: std::collections::HashMap::new(),
+        })
+    }
+
+    fn key() -> KeyRef<'static> {
+        KeyRef::parse(b"default", b"a").unwrap()
+    }
+
+    fn owe(state: &mut State) -> Owed {
+        let version = Version::new(Bytes::from("v")).unwrap();
+        let entry = Entry { value: Bytes::from("one"), version, expires: None };
+        state.put_dirty(&Located::default(), key(), &entry, None, NOW).unwrap();
+        *state.debts.get(key().hash()).unwrap()
+    }
+
+    /// From now on nothing can be appended but where a segment is open.
+    fn use_up(state: &mut State) {
+        let free = state.segments.iter_mut().filter(|segment| segment.state == SegmentState::Free);
+        free.for_each(|segment| segment.state = SegmentState::Bad);
+        state.free_count = 0;
+    }
+
+    #[test]
+    fn a_failed_write_without_room_elsewhere_leaves_the_change_in_memory() {
+        let mut state = state();
+        let owed = owe(&mut state);
+        let cycle = state.begin_cycle(true);
+        use_up(&mut state);
+        let writes = cycle.batches.iter().map(|batch| batch.segment).collect();
+        state.end_cycle(&cycle, &Failures { writes, ..Failures::default() });
+        assert!(state.is_offline() && state.debts.is_at(key().hash(), owed.place));
+        let bytes = state.buffered(owed.place).unwrap();
+        assert!(Record::decode(&bytes).is_ok_and(|(record, _)| record.is_of(key())));
+        assert!(state.held_bytes() > bytes.len());
+    }
+
+    #[test]
+    fn a_mark_without_room_leaves_the_change_given_out() {
+        let mut state = state();
+        owe(&mut state);
+        let (hash, owed) = state.give_debt().unwrap();
+        use_up(&mut state);
+        assert_eq!(state.mark_debt(hash, owed.id), Err(Refused::Full));
+        assert_eq!((state.debts.get(hash).unwrap().stage, state.give_debt()), (Stage::Given, None));
+    }
+
+    #[test]
+    fn a_copy_whose_mark_has_no_room_is_uploaded_once_more() {
+        let mut state = state();
+        let owed = owe(&mut state);
+        let (hash, _) = state.give_debt().unwrap();
+        state.mark_debt(hash, owed.id).unwrap();
+        let bytes = state.buffered(owed.place).unwrap();
+        let (record, record_bytes) = Record::decode(&bytes).unwrap();
+        use_up(&mut state);
+        // What leaves room for the copy, and not for its mark.
+        let class = CLASS_COUNT - 1;
+        let fits = |len: &usize| state.tail.has_room(class, *len + record_bytes);
+        let filler_bytes = (0..SEGMENT_BYTES_MIN as usize).step_by(16).rev().find(fits).unwrap();
+        let value = vec![0; filler_bytes];
+        let fill = |len| {
+            let mut filler = Record { sequence: state.next_sequence, ..record };
+            if let Body::Put { value: filled, .. } = &mut filler.body {
+                *filled = &value[..len];
+            }
+            filler
+        };
+        let len = (0..filler_bytes).rev().find(|&len| fill(len).bytes() == filler_bytes).unwrap();
+        let filler = fill(len);
+        state.append(class, Purpose::Reclaim, &filler).unwrap();
+        assert!(state.carry_owed(hash, owed.place, &record));
+        assert_eq!((state.mark_of(hash, owed.id), state.give_debt().map(|(hash, _)| hash)), (None, Some(hash)));
+        assert!(state.debts.settle(Sequence::MAX).is_none());
+    }
+
+    #[test]
+    #[should_panic(expected = "would bury")]
+    fn a_tombstone_over_a_change_that_waits_is_a_bug_of_ours() {
+        let mut state = state();
+        owe(&mut state);
+        let _ = state.bury(key().hash(), Purpose::Bury);
+    }
+}

@@ -5,7 +5,16 @@
 //! ```
 
 use super::*;
-use crate::log::{Change, Debt, DebtError, testing::keys_with_equal_hashes};
+use crate::log::{
+    Change, Debt, DebtError,
+    footer::{self, Footer, FooterEntry},
+    index::Place,
+    record::{Kind, Record},
+    testing::keys_with_equal_hashes,
+};
+
+/// Whose upload, and of what.
+type Uploaded = (String, Option<String>);
 
 /// A debt that was given out, and what is to be uploaded.
 struct Given {
@@ -65,7 +74,7 @@ impl Bench {
     }
 
     /// Uploads the next debt: whose it was, and the value.
-    fn upload(&mut self) -> Option<(String, Option<String>)> {
+    fn upload(&mut self) -> Option<Uploaded> {
         let Given { debt, name, value } = self.give()?;
         self.done(debt).unwrap();
         Some((name, value))
@@ -81,7 +90,12 @@ impl Bench {
     }
 }
 
-fn uploaded(name: &str, value: Option<&str>) -> Option<(String, Option<String>)> {
+/// Bytes of records that the store does not have, as the segments count them.
+pub(super) fn bytes_of_dirty_records(bench: &Bench) -> u64 {
+    bench.log.state.borrow().segments.iter().map(|segment| segment.dirty_bytes).sum()
+}
+
+fn uploaded(name: &str, value: Option<&str>) -> Option<Uploaded> {
     Some((name.to_owned(), value.map(str::to_owned)))
 }
 
@@ -438,5 +452,428 @@ impl Bench {
             Change::Delete => value.is_none(),
         };
         is_it && found == *key
+    }
+}
+
+// ---- How much may wait.
+
+#[test]
+fn a_quarter_of_the_log_may_wait_and_then_changes_are_refused_that_make_it_more() {
+    let mut bench = Bench::new(16);
+    let bytes_max = 16 * u64::from(SEGMENT_BYTES) / 4;
+    let value = [7; 4000];
+    let refused = (0..).find(|n| bench.put_dirty(&format!("k{n}"), &value) == Err(LogError::DirtyFull)).unwrap();
+    let (_, bytes) = bench.dirty();
+    assert_eq!(bench.log.figures().dirty_bytes_max, bytes_max);
+    assert!(bytes <= bytes_max && bytes + 4100 > bytes_max, "{bytes}");
+    // What replaces as much is none too many, and the key that was refused is as it was.
+    assert!(bench.put_dirty("k0", &value).is_ok() && bench.delete_dirty("k1").is_ok());
+    assert_eq!(bench.known(&format!("k{refused}")), Known::Nothing);
+    while bench.put_dirty(&format!("k{refused}"), &value).is_err() {
+        assert!(bench.upload().is_some());
+    }
+    while bench.upload().is_some() {}
+    assert_eq!(bench.dirty(), (0, 0));
+}
+
+#[test]
+fn the_age_of_a_debt_is_that_of_the_first_change_that_the_store_lacks() {
+    let mut bench = Bench::new(16);
+    assert_eq!(bench.log.figures().dirty_since, None);
+    bench.owe("a", "one");
+    bench.now = NOW.plus_ms(10);
+    bench.owe("b", "other");
+    bench.owe("a", "two");
+    assert_eq!(bench.log.figures().dirty_since, Some(NOW));
+    bench.upload();
+    assert_eq!(bench.log.figures().dirty_since, Some(NOW.plus_ms(10)));
+    let mut bench = bench.restarted();
+    assert_eq!(bench.log.figures().dirty_since, None);
+    bench.now = NOW.plus_ms(500);
+    bench.get("a");
+    bench.now = NOW.plus_ms(900);
+    bench.get("a");
+    assert_eq!(bench.log.figures().dirty_since, Some(NOW.plus_ms(500)));
+}
+
+#[test]
+fn what_waits_is_counted_among_the_entries_and_the_memory_held() {
+    let mut bench = Bench::new(16);
+    let held_bytes = bench.log.figures().held_bytes;
+    for n in 0..1000 {
+        bench.put_dirty(&format!("k{n}"), b"x").unwrap();
+    }
+    bench.owe_delete("d");
+    bench.flush();
+    let figures = bench.log.figures();
+    assert!(figures.held_bytes - held_bytes > 100 * 1000, "{figures:?}");
+    assert_eq!((figures.entries, figures.dirty_records), (1000, 1001));
+}
+
+// ---- Making room.
+
+/// Fills the log with what nobody asks for again.
+fn press(bench: &mut Bench, name: &str, count: u32) {
+    for n in 0..count {
+        bench.put(&format!("{name}{n}"), &[0; 600]).unwrap();
+    }
+    bench.flush();
+}
+
+#[test]
+fn making_room_drops_nothing_that_the_store_lacks_and_leaves_it_where_it_is_as_long_as_it_can() {
+    let mut bench = Bench::new(16);
+    for n in 0..40 {
+        bench.owe(&format!("put{n}"), &format!("value{n}"));
+        bench.owe_delete(&format!("delete{n}"));
+    }
+    press(&mut bench, "filler", 4000);
+    let figures = bench.log.figures();
+    assert!(figures.counts.reclaimed > 30 && figures.dirty_records == 80, "{figures:?}");
+    for _ in 0..2 {
+        for n in 0..40 {
+            assert_eq!(bench.value(&format!("put{n}")), Some(format!("value{n}")));
+            assert_eq!(bench.known(&format!("delete{n}")), Known::Deleted);
+        }
+        bench = bench.restarted();
+    }
+    let given: Vec<_> = std::iter::from_fn(|| bench.upload()).collect();
+    assert_eq!(given.len(), 80);
+    assert!((0..40).all(|n| given.contains(&(format!("put{n}"), Some(format!("value{n}"))))));
+}
+
+#[test]
+fn segments_that_all_have_something_the_store_lacks_are_emptied_too() {
+    let mut bench = Bench::new(16);
+    let mut owed = 0;
+    for n in 0..6000 {
+        bench.put(&format!("filler{n}"), &[0; 600]).unwrap();
+        if n % 20 == 0 && n < 4000 {
+            let name = format!("k{owed}");
+            if n % 40 == 0 { bench.put_dirty(&name, name.as_bytes()) } else { bench.delete_dirty(&name) }.unwrap();
+            owed += 1;
+        }
+    }
+    bench.flush();
+    assert!(bench.log.figures().counts.reclaimed > 50);
+    let mut bench = bench.restarted();
+    let mut given: Vec<_> = std::iter::from_fn(|| bench.upload()).collect();
+    given.sort();
+    let mut expected: Vec<_> = (0..owed).map(|n| (format!("k{n}"), (n % 2 == 0).then(|| format!("k{n}")))).collect();
+    expected.sort();
+    assert_eq!(given, expected);
+}
+
+#[test]
+fn a_record_that_is_copied_during_its_upload_is_found_and_marked_where_it_is() {
+    let mut bench = Bench::new(16);
+    bench.owe("a", "one");
+    let given = bench.give().unwrap();
+    let before = bench.place_of_debt("a");
+    suspect_and_press(&mut bench, before);
+    assert_ne!(bench.place_of_debt("a"), before);
+    assert!(matches!(bench.read_debt(&given.debt), Ok((_, Change::Put(entry))) if entry.value == "one"));
+    bench.done(given.debt).unwrap();
+    assert!(!bench.has_debt("a"));
+    let mut bench = bench.restarted();
+    assert_eq!(bench.log.next_debt(), None);
+    assert_eq!(bench.value("a").as_deref(), Some("one"));
+}
+
+#[test]
+fn a_record_that_is_copied_before_its_mark_is_durable_takes_a_mark_along() {
+    for is_delete in [false, true] {
+        let mut bench = Bench::new(16);
+        if is_delete {
+            bench.owe_delete("a");
+        } else {
+            bench.owe("a", "one");
+        }
+        let debt = bench.log.next_debt().unwrap();
+        let mut done = Box::pin(Rc::clone(&bench.log).debt_done(debt));
+        assert!(done.as_mut().poll(&mut Context::from_waker(noop_waker_ref())).is_pending());
+        let place = bench.place_of_debt("a");
+        let bytes =
+            bench.device.with_bytes(|segments| segments[usize::from(place.segment)][place.offset as usize..].to_vec());
+        let (record, _) = Record::decode(&bytes).unwrap();
+        assert!(bench.log.state.borrow_mut().carry_owed(record.key_hash, place, &record));
+        bench.finish(done).unwrap();
+        assert!(!bench.has_debt("a"));
+        bench.device.lose_power();
+        assert_eq!(bench.restarted().log.next_debt(), None);
+    }
+}
+
+#[test]
+fn a_mark_and_a_delete_hold_as_long_as_what_they_speak_of_is_on_disk() {
+    let mut bench = Bench::new(16);
+    bench.put_durably("deleted", b"old");
+    bench.owe("stays", "here"); // and so keeps its segment from being emptied
+    bench.owe("done", "one");
+    press(&mut bench, "first", 150);
+    bench.owe_delete("deleted");
+    let stays = bench.give().unwrap();
+    assert!(stays.is("stays", Some("here")));
+    assert_eq!([bench.upload(), bench.upload()], [uploaded("done", Some("one")), uploaded("deleted", None)]);
+    for round in 0..3 {
+        press(&mut bench, &format!("round{round}-"), 2000);
+        bench = bench.restarted();
+        let Known::Nothing = bench.known("deleted") else { panic!("round {round}: it came back") };
+        assert_eq!((bench.dirty().0, bench.has_debt("stays")), (1, true), "round {round}");
+    }
+    assert_eq!(bench.upload(), uploaded("stays", Some("here")));
+    press(&mut bench, "last", 5000);
+    let state = bench.log.state.borrow();
+    let left: u32 = state.segments.iter().map(|segment| segment.tombstone_count).sum();
+    assert!(left < 10, "{left} records that speak of nothing");
+}
+
+#[test]
+fn an_index_that_is_full_evicts_nothing_that_the_store_lacks() {
+    let bench = Bench::new(16);
+    let device = bench.device.clone();
+    drop(bench);
+    let found = device.with_bytes(|segments| {
+        let bytes: Vec<&[u8]> = segments.iter().map(Vec::as_slice).collect();
+        recover(LOG_ID, SEGMENT_BYTES, &bytes).found
+    });
+    let log = Log::with_found(device.clone(), found, 12 * 100);
+    let run = Box::pin(Rc::clone(&log).run());
+    let mut bench = Bench { device, log, run, has_ended: false, now: NOW };
+    for n in 0..50 {
+        bench.owe(&format!("k{n}"), "x");
+        press(&mut bench, &format!("filler{n}-"), 20);
+    }
+    let figures = bench.log.figures();
+    assert!(figures.counts.evictions > 200 && figures.entries < 700, "{figures:?}");
+    assert!((0..50).all(|n| bench.has_debt(&format!("k{n}")) && bench.value(&format!("k{n}")).is_some()));
+}
+
+#[test]
+fn a_log_with_debts_leaves_no_index_behind() {
+    let mut bench = Bench::new(16);
+    bench.owe("a", "one");
+    bench.stop();
+    assert_eq!(saved::encode(&bench.log.state.borrow()), None);
+    let mut bench = bench.restarted_from_index();
+    assert_eq!(bench.upload(), uploaded("a", Some("one")));
+    bench.stop();
+    assert!(saved::encode(&bench.log.state.borrow()).is_some());
+    let mut bench = bench.restarted_from_index();
+    assert_eq!((bench.log.next_debt(), bench.value("a").as_deref()), (None, Some("one")));
+    bench.device.lose_power();
+    assert_eq!(bench.restarted().log.next_debt(), None);
+}
+
+// ---- Crashes.
+
+/// A segment with a change of each kind and a mark, on disk, and where they end.
+fn small_dirty_log() -> (Vec<u8>, usize) {
+    let mut bench = Bench::new(8);
+    bench.put_dirty("a", b"one").unwrap();
+    bench.put_dirty("b", b"two").unwrap();
+    bench.flush();
+    assert_eq!(bench.upload(), uploaded("a", Some("one")));
+    bench.owe_delete("b");
+    let bytes = bench.device.with_bytes(|bytes| bytes[0].clone());
+    let end = bytes.iter().rposition(|&byte| byte != 0).unwrap() + 1;
+    (bytes, end)
+}
+
+/// What is left of [`small_dirty_log`] after `damage`: what is owed, and the value of a.
+fn debts_left_after(bytes: &[u8], damage: impl FnOnce(&mut Vec<u8>)) -> (Vec<Uploaded>, Option<String>) {
+    let bench = Bench::new(8);
+    bench.device.with_bytes(|target| {
+        target[0].copy_from_slice(bytes);
+        damage(&mut target[0]);
+    });
+    let mut bench = bench.restarted();
+    let value = bench.value("a");
+    (std::iter::from_fn(|| bench.upload()).collect(), value)
+}
+
+fn dirty_prefixes() -> Vec<(Vec<Uploaded>, Option<String>)> {
+    let [a, b, no_b] =
+        [uploaded("a", Some("one")), uploaded("b", Some("two")), uploaded("b", None)].map(Option::unwrap);
+    let one = Some("one".to_owned());
+    vec![
+        (vec![], None),
+        (vec![a.clone()], one.clone()),
+        (vec![a, b.clone()], one.clone()),
+        (vec![b], one.clone()),
+        (vec![no_b], one),
+    ]
+}
+
+#[test]
+fn a_segment_of_debts_cut_at_any_byte_holds_those_before_the_cut() {
+    let (bytes, end) = small_dirty_log();
+    let prefixes = dirty_prefixes();
+    let mut seen = vec![false; prefixes.len()];
+    // Among zeros one cut is as good as the next.
+    let is_edge = |cut: &usize| *cut == 0 || *cut == end || bytes[*cut] != 0 || bytes[*cut - 1] != 0;
+    for cut in (0..=end).filter(is_edge) {
+        let zeroed = debts_left_after(&bytes, |segment| segment[cut..].fill(0));
+        let prefix = prefixes.iter().position(|prefix| *prefix == zeroed);
+        seen[prefix.unwrap_or_else(|| panic!("zeros from {cut}: {zeroed:?}"))] = true;
+        let truncated = debts_left_after(&bytes, |segment| segment.truncate(cut.max(1)));
+        assert!(prefixes.contains(&truncated), "cut at {cut}: {truncated:?}");
+    }
+    assert_eq!(seen, [true; 5]);
+}
+
+#[test]
+fn a_segment_of_debts_with_any_byte_flipped_holds_those_before_it() {
+    let (bytes, end) = small_dirty_log();
+    for index in 0..end {
+        let left = debts_left_after(&bytes, |segment| segment[index] ^= 0x5A);
+        assert!(dirty_prefixes().contains(&left), "byte {index}: {left:?}");
+    }
+}
+
+#[test]
+fn footers_with_any_entries_of_dirty_records_do_no_harm() {
+    for seed in seeds(50) {
+        let mut random = Random(seed);
+        let mut bench = Bench::with_seed(12, seed);
+        for _ in 0..300 {
+            let name = format!("k{}", random.below(30));
+            match random.below(4) {
+                0 => drop(bench.put(&name, &[b'x'; 500])),
+                1 => drop(bench.put_dirty(&name, &[b'y'; 500])),
+                2 => drop(bench.delete_dirty(&name)),
+                _ => drop(bench.upload()),
+            }
+        }
+        bench.stop();
+        // Entries are mixed up within a footer whose checksums are made to hold: what a bug could leave.
+        bench.device.with_bytes(|segments| {
+            for segment in segments {
+                let Some(header) = SegmentHeader::decode(segment).filter(|header| !header.is_void) else { continue };
+                let Some(footer) = Footer::decode(segment, &header) else { continue };
+                let (expires_max, last_sequence) = (footer.expires_max, footer.last_sequence);
+                let mut entries: Vec<FooterEntry> = footer.iter().collect();
+                for _ in 0..3 {
+                    let index = random.below(entries.len() as u64) as usize;
+                    entries[index].kind = Kind::of(1 + random.below(5)).unwrap();
+                }
+                let bytes = footer::encode(&header, &entries, last_sequence, expires_max);
+                let start = segment.len() - bytes.len();
+                segment[start..].copy_from_slice(&bytes);
+            }
+        });
+        let mut bench = bench.restarted();
+        let mut debts: Vec<Debt> = std::iter::from_fn(|| bench.log.next_debt()).collect();
+        for debt in debts.drain(..) {
+            match bench.read_debt(&debt) {
+                Ok(_) => bench.done(debt).unwrap(),
+                Err(why) => {
+                    assert_eq!(why, DebtError::Corrupt, "MILENA_SEED={seed}");
+                    bench.log.debt_failed(debt);
+                }
+            }
+        }
+        for n in 0..30 {
+            bench.known(&format!("k{n}"));
+        }
+        press(&mut bench, "filler", 100);
+    }
+}
+
+// ---- Faults.
+
+#[test]
+fn a_debt_that_cannot_be_read_is_told_apart_from_nothing_and_stays_one() {
+    let mut bench = Bench::new(16);
+    bench.owe("a", "one");
+    let debt = bench.log.next_debt().unwrap();
+    bench.device.fail(bench.device.calls(), 4, Fault::Error);
+    assert_eq!(bench.known("a"), Known::Unreadable);
+    assert_eq!(bench.put_dirty("a", b"two"), Err(LogError::Unreadable));
+    assert_eq!(bench.delete_dirty("a"), Err(LogError::Unreadable));
+    assert!(matches!(bench.read_debt(&debt), Err(DebtError::Device(_))));
+    bench.device.fail(bench.device.calls(), 1, Fault::Lie);
+    assert_eq!(bench.read_debt(&debt), Err(DebtError::Corrupt));
+    bench.log.debt_failed(debt);
+    assert_eq!((bench.value("a").as_deref(), bench.upload()), (Some("one"), uploaded("a", Some("one"))));
+}
+
+#[test]
+fn a_segment_with_a_debt_that_cannot_be_read_is_never_given_up() {
+    let mut bench = Bench::new(16);
+    bench.owe("a", "one");
+    bench.owe("b", "two");
+    let place = bench.place_of_debt("a");
+    let damage = |bench: &Bench| {
+        bench.device.with_bytes(|segments| segments[usize::from(place.segment)][place.offset as usize + 50] ^= 1);
+    };
+    damage(&bench);
+    assert_eq!(bench.known("a"), Known::Unreadable);
+    for n in 0..3000 {
+        // Whoever waits for room while it is tried is told that there is none.
+        while bench.put(&format!("filler{n}"), &[0; 600]).is_err() {
+            bench.turn();
+        }
+    }
+    assert!(bench.log.figures().counts.reclaimed > 20);
+    assert_eq!((bench.place_of_debt("a"), bench.has_debt("b")), (place, true));
+    damage(&bench); // undone
+    assert_eq!([bench.upload(), bench.upload()], [uploaded("a", Some("one")), uploaded("b", Some("two"))]);
+}
+
+#[test]
+fn what_a_failed_write_or_sync_held_of_debts_goes_elsewhere() {
+    for failing in 0..2 {
+        let mut bench = Bench::new(16);
+        bench.owe("before", "zero");
+        bench.device.fail(bench.device.calls() + failing, 1, Fault::Error); // the write, or the sync after it
+        bench.owe("a", "one");
+        assert_eq!(bench.log.figures().counts.write_errors, 1);
+        let given = bench.give().unwrap();
+        assert!(given.is("before", Some("zero")));
+        bench.device.fail(bench.device.calls() + failing, 1, Fault::Error);
+        bench.done(given.debt).unwrap();
+        assert_eq!(bench.log.figures().counts.write_errors, 2);
+        bench.device.lose_power();
+        let mut bench = bench.restarted();
+        assert_eq!([bench.upload(), bench.upload()], [uploaded("a", Some("one")), None]);
+    }
+}
+
+#[test]
+fn where_the_disk_was_given_up_debts_are_answered_and_uploaded_and_stay_debts() {
+    let mut bench = Bench::new(16);
+    bench.owe("a", "one");
+    bench.owe_delete("b");
+    bench.device.fail(bench.device.calls(), u64::MAX, Fault::NoSpace);
+    let position = bench.put_dirty("c", b"three").unwrap();
+    assert_eq!(bench.durable(position), Err(LogError::Offline));
+    assert_eq!(bench.put_dirty("a", b"two"), Err(LogError::Offline));
+    bench.device.fail_no_more(); // of reads
+    assert_eq!((bench.value("a").as_deref(), bench.known("b")), (Some("one"), Known::Deleted));
+    assert_eq!(bench.value("c").as_deref(), Some("three"), "it never reached the disk");
+    for (name, value) in [("a", Some("one")), ("b", None), ("c", Some("three"))] {
+        let given = bench.give().unwrap();
+        assert!(given.is(name, value));
+        assert_eq!(bench.done(given.debt), Err(LogError::Offline));
+        assert!(bench.has_debt(name), "a restart would upload it again");
+    }
+    assert_eq!(bench.log.next_debt(), None);
+    let mut bench = bench.restarted();
+    assert_eq!(
+        [bench.upload(), bench.upload(), bench.upload()],
+        [uploaded("a", Some("one")), uploaded("b", None), None]
+    );
+}
+
+/// Has the segment of `place` emptied, as one with a fault, and makes room go round.
+fn suspect_and_press(bench: &mut Bench, place: Place) {
+    bench.log.state.borrow_mut().suspect(place);
+    press(bench, "filler", 1500);
+}
+
+impl Bench {
+    fn place_of_debt(&self, name: &str) -> Place {
+        self.log.state.borrow().debts.get(key(name).hash()).unwrap().place
     }
 }
