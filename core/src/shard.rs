@@ -525,7 +525,7 @@ impl<T: Tier + 'static> Shard<T> {
     async fn lead(&self, key: &Key, known: Option<Entry>, lease: Lease, now: Timestamp) -> Answer {
         let in_log = self.look_in_log(key, known.is_some(), now).await;
         let (known, is_in_memory) = match in_log {
-            Known::Copy(copy) if copy.believed_until.is_none_or(|until| now < until) => {
+            Known::Copy(copy) if is_believed(&copy, now) => {
                 let answer = self.take_in_copy(key, copy, &lease, now);
                 lease.settle(&answer);
                 return answer;
@@ -721,6 +721,11 @@ impl<T: Tier + 'static> Shard<T> {
     fn believed_until(&self, now: Timestamp) -> Option<Timestamp> {
         self.settings.believed_ms.map(|believed_ms| now.plus_ms(believed_ms))
     }
+}
+
+/// Whether a copy may be answered without asking the store.
+fn is_believed(copy: &log::Copy, now: Timestamp) -> bool {
+    copy.believed_until.is_none_or(|until| now < until)
 }
 
 /// Whether `condition` holds where `found` is the current version.

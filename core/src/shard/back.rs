@@ -34,7 +34,7 @@ use milena_storage::{
     memory::Lookup,
 };
 
-use super::{Limit, Refusal, Shard, Write, check_condition};
+use super::{Limit, Refusal, Shard, Write, check_condition, is_believed};
 
 /// Of what may wait for the store, the share in percent above which writes are slowed down.
 const SLOW_ABOVE_PERCENT: u64 = 50;
@@ -83,7 +83,7 @@ impl<T: Tier + 'static> Shard<T> {
         self.slow_down(log).await?;
         let turn = self.inflight.begin_write(key).map_err(Refusal::Limit)?.await;
         self.absences.borrow_mut().forget(key);
-        self.check_back((store, log), key, &write.condition, Operation::Put, now).await?;
+        self.check_back(store, key, &write.condition, Operation::Put, now).await?;
 
         let believed_until = self.believed_until(now);
         let entry = Entry { value: write.value.clone(), version: self.own_version(), expires: write.expires };
@@ -111,7 +111,7 @@ impl<T: Tier + 'static> Shard<T> {
         self.slow_down(log).await?;
         let turn = self.inflight.begin_write(key).map_err(Refusal::Limit)?.await;
         self.absences.borrow_mut().forget(key);
-        self.check_back((store, log), key, &condition, Operation::Delete, now).await?;
+        self.check_back(store, key, &condition, Operation::Delete, now).await?;
         let logged = match self.is_settling.get() {
             false => taken(Rc::clone(log).delete_dirty(key.clone(), now).await)?,
             true => None,
@@ -128,7 +128,7 @@ impl<T: Tier + 'static> Shard<T> {
     /// Whether a condition holds: against the log while it owes the store a change of the key, else against the store.
     async fn check_back(
         &self,
-        (store, log): (&T, &Rc<Log<Disk>>),
+        store: &T,
         key: &Key,
         condition: &Condition,
         operation: Operation,
@@ -142,21 +142,21 @@ impl<T: Tier + 'static> Shard<T> {
             Lookup::Stale(entry) => Some(entry.version),
             Lookup::Miss => None,
         };
-        let known = match Rc::clone(log).get(key.clone(), now).await {
-            Known::Copy(copy) if copy.is_dirty => Some(copy.entry.version),
+        let known = match self.look_in_log(key, known.is_some(), now).await {
+            Known::Copy(copy) if is_believed(&copy, now) => {
+                return check_condition(Some(&copy.entry.version), condition, operation);
+            }
             Known::Deleted => return check_condition(None, condition, operation),
             Known::Unreadable => return Err(unreadable(operation)),
-            Known::Copy(_) | Known::Nothing if !log.has_debt(key.hash()) => {
-                let found = store.get(key, known.as_ref(), now).await.map_err(Refusal::Store)?;
-                match found {
-                    Found::Entry(entry) => Some(entry.version),
-                    Found::Unchanged => known,
-                    Found::Absent => None,
-                }
-            }
-            Known::Copy(_) | Known::Nothing => None,
+            Known::Copy(copy) => Some(copy.entry.version),
+            Known::Nothing => known,
         };
-        check_condition(known.as_ref(), condition, operation)
+        let found = match store.get(key, known.as_ref(), now).await.map_err(Refusal::Store)? {
+            Found::Entry(entry) => Some(entry.version),
+            Found::Unchanged => known,
+            Found::Absent => None,
+        };
+        check_condition(found.as_ref(), condition, operation)
     }
 
     /// Holds a write back while much waits for the store. Nothing has been done yet when it is dropped here.
@@ -225,7 +225,10 @@ impl<T: Tier + 'static> Shard<T> {
             if log.is_offline() {
                 return Err(Refusal::DiskFailed { is_unknown: false }); // It could not be told any more.
             }
-            self.until_uploaded(log, key, Position::LAST).await.map_err(Refusal::Store)?;
+            self.until_uploaded(log, key, Position::LAST).await.map_err(|error| {
+                let text = format!("nothing was written, as an earlier write of the key cannot be uploaded: {error}");
+                Refusal::Store(Error { cause: Cause::Unavailable(text.into()), ..error })
+            })?;
         }
         Ok(())
     }

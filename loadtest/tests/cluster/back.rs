@@ -196,6 +196,9 @@ fn conditions_hold_against_what_was_acknowledged_and_not_against_what_the_store_
     scene.wait_until_uploaded();
     let found = scene.in_store(["a", "gone"]);
     assert_eq!((found["a"].as_deref(), found["gone"].as_deref()), (Some("2"), Some("1")));
+    for number in 0..10 {
+        client.put(&format!("other {number}"), "v").unwrap();
+    }
     client.write("a", "3", is(&second)).unwrap();
 }
 
