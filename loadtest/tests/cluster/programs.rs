@@ -182,6 +182,12 @@ impl Server {
         Self::new("milena-router", dir, &[&[("STATE", &*state), ("CORES", "1"), ("PIN", "false")], changes].concat())
     }
 
+    /// Changes a setting for the next start.
+    pub(crate) fn set(&mut self, setting: &'static str, value: &str) {
+        self.settings.retain(|(other, _)| *other != setting);
+        self.settings.push((setting, value.to_owned()));
+    }
+
     /// Starts it without waiting for anything.
     pub(crate) fn launch(&mut self) -> &mut Program {
         assert!(self.program.is_none(), "{} runs already", self.name);

@@ -10,7 +10,7 @@ use futures::future::{FutureExt as _, Shared, WeakShared};
 use milena_proto::key::{Key, KeyRef};
 
 use super::{
-    Copy, Device, Log, LogError, Reading,
+    Copy, Device, DeviceError, Log, LogError, Reading, Trouble,
     index::Place,
     record::{Body, Record, Sequence, entry_in},
     state::Located,
@@ -92,18 +92,25 @@ impl<D: Device> Log<D> {
                 }
                 Err(_) if !self.state.borrow().index.contains(key.hash(), place) => search.has_moved = true,
                 Err(Unreadable::Busy) => search.is_busy = true,
-                Err(why) => {
+                Err(Unreadable::Device(error)) => {
                     search.unreadable.push(place);
-                    let mut state = self.state.borrow_mut();
-                    state.suspect(place);
-                    let is_corrupt = matches!(why, Unreadable::Corrupt);
-                    state.counts.corrupt += u64::from(is_corrupt);
-                    state.counts.read_errors += u64::from(!is_corrupt);
+                    self.suspect(place, Trouble::Unreadable { segment: place.segment, error });
+                    self.state.borrow_mut().counts.read_errors += 1;
+                }
+                Err(Unreadable::Corrupt) => {
+                    search.unreadable.push(place);
+                    self.suspect(place, Trouble::Corrupt { segment: place.segment, offset: place.offset });
+                    self.state.borrow_mut().counts.corrupt += 1;
                 }
             }
         }
         search.candidates = candidates;
         search
+    }
+
+    fn suspect(&self, place: Place, trouble: Trouble) {
+        self.notice(place.segment, trouble);
+        self.state.borrow_mut().suspect(place);
     }
 
     pub(super) async fn locate(&self, key: KeyRef<'_>) -> Result<Located, LogError> {
@@ -122,7 +129,7 @@ impl<D: Device> Log<D> {
         let reading = self.begin_read(place).ok_or(Unreadable::Busy)?;
         let answer = reading.await;
         self.reads.borrow_mut().remove(&place);
-        let bytes = answer.map_err(|_| Unreadable::Device)?;
+        let bytes = answer.map_err(Unreadable::Device)?;
         self.state.borrow_mut().counts.reads_ring += 1;
         let checked = self.checked(place, &bytes);
         // Reclaimed and written anew while we read: what came may be anything.
@@ -183,7 +190,7 @@ enum Unreadable {
     /// Too many reads are in the air.
     Busy,
     /// The device failed.
-    Device,
+    Device(DeviceError),
     /// Not what was written.
     Corrupt,
 }

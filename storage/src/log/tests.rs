@@ -16,7 +16,7 @@ use futures::task::noop_waker_ref;
 use milena_proto::key::{Key, KeyRef};
 
 use super::{
-    Copy, Log, LogError, Position,
+    Copy, DeviceError, Log, LogError, Position, Trouble,
     device::scripted::{Fault, Scripted},
     recover::recover,
     saved,
@@ -899,6 +899,47 @@ fn a_record_that_cannot_be_read_is_a_miss_and_its_segment_is_emptied() {
     }
     bench.flush();
     assert!(bench.log.figures().counts.reclaimed >= 1);
+}
+
+#[test]
+fn operators_are_told_once_of_each_segment_that_fails_and_of_the_disk_that_is_given_up() {
+    let mut bench = Bench::new(16);
+    bench.put_durably("a", b"one");
+    bench.put_durably("b", b"two");
+    let told = |bench: &Bench| bench.log.take_troubles().first;
+    let segment = 0;
+    assert_eq!(told(&bench), []);
+    for name in ["a", "b", "a"] {
+        bench.device.fail(bench.device.calls(), 1, Fault::Error);
+        assert_eq!(bench.value(name), None);
+    }
+    assert_eq!(told(&bench), [Trouble::Unreadable { segment, error: DeviceError::Os(5) }]);
+    bench.device.fail(bench.device.calls(), 1, Fault::Lie);
+    assert_eq!(bench.value("b"), None);
+    let offset = 2 * BLOCK_BYTES as u32;
+    assert_eq!(told(&bench), [Trouble::Corrupt { segment, offset }]);
+    bench.device.fail(bench.device.calls() + 1, 1, Fault::Error);
+    bench.put_durably("c", b"three");
+    assert_eq!(told(&bench)[0], Trouble::Unsynced { segment, error: DeviceError::Os(5) });
+    bench.device.fail(bench.device.calls(), u64::MAX, Fault::NoSpace);
+    let position = bench.put("d", b"four").unwrap();
+    assert_eq!(bench.durable(position), Err(LogError::Offline));
+    let told_last = told(&bench);
+    let unwritable = |told: &&Trouble| matches!(told, Trouble::Unwritable { error: DeviceError::Os(28), .. });
+    assert!((1..=8).contains(&told_last.iter().filter(unwritable).count()), "{told_last:?}");
+    assert_eq!(told_last.last(), Some(&Trouble::Offline));
+    assert_eq!(told(&bench), []);
+}
+
+#[test]
+fn what_was_found_at_the_start_is_counted_and_stays_so() {
+    let mut bench = Bench::new(16);
+    bench.put_durably("a", b"one");
+    bench.put_durably("b", b"two");
+    assert_eq!(bench.log.figures().recovered_entries, 0);
+    let mut bench = bench.restarted();
+    bench.put_durably("c", b"three");
+    assert_eq!((bench.log.figures().recovered_entries, bench.log.figures().entries), (2, 3));
 }
 
 #[test]
