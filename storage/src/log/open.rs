@@ -214,25 +214,32 @@ pub fn open(settings: &LogSettings) -> Result<Opened, OpenError> {
     Ok(Opened { dir: dir.clone(), found, lock, opening })
 }
 
+/// Fits what was found to the wanted size, and adds the segments that are needed for a while.
+fn make_usable(dir: &Path, found: &mut Found, files: &mut Vec<File>, wanted_count: usize) -> Result<(), OpenError> {
+    let first = u32::try_from(files.len()).expect("at most SEGMENTS_MAX");
+    let missing_count = u32::try_from(fit(found, wanted_count)).expect("at most FREE_SEGMENTS");
+    if missing_count > 0 {
+        let count = (first + missing_count).min(SEGMENTS_MAX);
+        let (more, _) = allocate(dir, first, count, u64::from(found.segment_bytes))?;
+        found.segments.extend(more.iter().map(|_| Segment::FREE));
+        files.extend(more);
+    }
+    Ok(())
+}
+
 /// Marks what is beyond the wanted size as surplus, but for as many free segments as reclaiming needs to begin with.
+/// Answers how many of those are missing.
 ///
 /// Each crash leaves segments behind that are not full, and a log that becomes smaller may have none free at all. Then
 /// the log is larger than it should be for a while: what is beyond is emptied first.
-fn make_usable(dir: &Path, found: &mut Found, files: &mut Vec<File>, wanted_count: usize) -> Result<(), OpenError> {
+pub(super) fn fit(found: &mut Found, wanted_count: usize) -> usize {
     let is_free = |segment: &Segment| segment.state == State::Free;
     let mut free_count = found.segments.iter().take(wanted_count).filter(|segment| is_free(segment)).count();
     for segment in found.segments.iter_mut().skip(wanted_count) {
         segment.is_surplus = !is_free(segment) || free_count >= FREE_SEGMENTS;
         free_count += usize::from(!segment.is_surplus);
     }
-    if free_count < FREE_SEGMENTS {
-        let first = u32::try_from(files.len()).expect("at most SEGMENTS_MAX");
-        let count = (first + (FREE_SEGMENTS - free_count) as u32).min(SEGMENTS_MAX);
-        let (more, _) = allocate(dir, first, count, u64::from(found.segment_bytes))?;
-        found.segments.extend(more.iter().map(|_| Segment::FREE));
-        files.extend(more);
-    }
-    Ok(())
+    FREE_SEGMENTS.saturating_sub(free_count)
 }
 
 /// Each segment is open twice, and the limit that a shell sets is 1,024: it is raised to what this process may have.

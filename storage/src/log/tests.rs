@@ -18,6 +18,7 @@ use milena_proto::key::{Key, KeyRef};
 use super::{
     Copy, DeviceError, Log, LogError, Position, Trouble,
     device::scripted::{Fault, Scripted},
+    open::fit,
     recover::recover,
     saved,
     segment::{BLOCK_BYTES, SEGMENT_BYTES_MIN, Segment, SegmentHeader, State as SegmentState},
@@ -77,7 +78,14 @@ impl Bench {
 
     /// A new process on what is on disk.
     fn restarted(self) -> Self {
+        let segment_count = self.log.state.borrow().segments.len();
+        self.restarted_with(segment_count)
+    }
+
+    /// A new process that wants another size.
+    fn restarted_with(self, wanted_count: usize) -> Self {
         let Self { device, now, .. } = self;
+        device.grow(wanted_count, SEGMENT_BYTES);
         let recovered = device.with_bytes(|segments| {
             let bytes: Vec<&[u8]> = segments.iter().map(Vec::as_slice).collect();
             let recovered = recover(LOG_ID, SEGMENT_BYTES, &bytes);
@@ -87,16 +95,25 @@ impl Bench {
         });
         // As a start does, before it answers from them.
         recovered.unsealed.iter().for_each(|unsealed| device.sync_now(unsealed.header.segment));
-        Self { now, ..Self::on(device, recovered.found) }
+        Self { now, ..Self::fitted(device, recovered.found, wanted_count) }
+    }
+
+    /// As a start does with what it has found.
+    fn fitted(device: Scripted, mut found: Found, wanted_count: usize) -> Self {
+        let segment_count = found.segments.len() + fit(&mut found, wanted_count);
+        device.grow(segment_count, SEGMENT_BYTES);
+        found.segments.resize(segment_count, Segment::FREE);
+        Self::on(device, found)
     }
 
     /// A new process that goes on with the index of a clean stop, if there is one.
-    fn restarted_from_index(self) -> Self {
+    fn restarted_from_index(self, wanted_count: usize) -> Self {
         let saved = saved::encode(&self.log.state.borrow());
-        let Some(saved) = saved else { return self.restarted() };
-        let segment_count = self.log.state.borrow().segments.len();
+        let Some(saved) = saved else { return self.restarted_with(wanted_count) };
+        let segment_count = self.log.state.borrow().segments.len().max(wanted_count);
+        self.device.grow(segment_count, SEGMENT_BYTES);
         let found = saved::decode(&saved, LOG_ID, SEGMENT_BYTES, segment_count).expect("it was just encoded");
-        Self { now: self.now, ..Self::on(self.device, found) }
+        Self { now: self.now, ..Self::fitted(self.device, found, wanted_count) }
     }
 
     fn turn(&mut self) {
@@ -670,7 +687,9 @@ impl Model {
 fn check_counts(bench: &Bench, context: &str) {
     let state = bench.log.state.borrow();
     let count = |wanted: SegmentState| state.segments.iter().filter(|segment| segment.state == wanted).count();
-    assert_eq!(state.free_count(), count(SegmentState::Free), "{context}");
+    let is_unusable = |segment: &&Segment| segment.state == SegmentState::Free && segment.is_surplus;
+    let unusable_count = state.segments.iter().filter(is_unusable).count();
+    assert_eq!(state.free_count() + unusable_count, count(SegmentState::Free), "{context}");
     assert_eq!(state.is_reclaiming(), count(SegmentState::Reclaiming) > 0, "{context}");
     let live: u64 = state.segments.iter().map(|segment| u64::from(segment.live_count)).sum();
     assert_eq!(live, state.index.len() as u64, "{context}");
@@ -688,11 +707,17 @@ fn check_all(bench: &mut Bench, model: &mut Model, is_after_crash: bool, context
     found_count
 }
 
-/// Random operations on a log, with restarts of all kinds; faults now and then if `with_faults`.
+/// The size of a log in segments: what is wanted at a start, and another one at every third.
+fn wanted_count(random: &mut Random, before: usize) -> usize {
+    if random.below(3) == 0 { 16 + random.below(20) as usize } else { before }
+}
+
+/// Random operations on a log, with restarts of all kinds, to other sizes too; faults now and then if `with_faults`.
 fn model_run(seed: u64, steps: u64, with_faults: bool) {
     const KEYS: usize = 150;
     let mut random = Random(seed ^ 0xABCD);
-    let mut bench = Bench::with_seed(16 + random.below(12) as usize, seed);
+    let mut segment_count = 16 + random.below(12) as usize;
+    let mut bench = Bench::with_seed(segment_count, seed);
     let mut model = Model::new(KEYS);
     let mut last = None;
     for step in 0..steps {
@@ -750,7 +775,8 @@ fn model_run(seed: u64, steps: u64, with_faults: bool) {
             }
             994..996 => {
                 bench.device.fail_no_more();
-                bench = bench.restarted(); // killed
+                segment_count = wanted_count(&mut random, segment_count);
+                bench = bench.restarted_with(segment_count); // killed
                 last = None;
                 model.crash();
                 check_all(&mut bench, &mut model, true, &context);
@@ -758,7 +784,8 @@ fn model_run(seed: u64, steps: u64, with_faults: bool) {
             996..998 => {
                 bench.device.fail_no_more();
                 bench.device.lose_power();
-                bench = bench.restarted();
+                segment_count = wanted_count(&mut random, segment_count);
+                bench = bench.restarted_with(segment_count);
                 last = None;
                 model.crash();
                 check_all(&mut bench, &mut model, true, &context);
@@ -769,7 +796,13 @@ fn model_run(seed: u64, steps: u64, with_faults: bool) {
                 if let Some(last) = last.take().filter(|_| !bench.log.state.borrow().is_offline()) {
                     model.durable(last);
                 }
-                bench = if random.below(2) == 0 { bench.restarted() } else { bench.restarted_from_index() };
+                segment_count = wanted_count(&mut random, segment_count);
+                let is_read = random.below(2) == 0;
+                bench = if is_read {
+                    bench.restarted_with(segment_count)
+                } else {
+                    bench.restarted_from_index(segment_count)
+                };
                 model.crash();
                 check_all(&mut bench, &mut model, true, &context);
             }
@@ -782,17 +815,22 @@ fn model_run(seed: u64, steps: u64, with_faults: bool) {
     assert!(with_faults || found_count > 0, "{context}: nothing is found any more");
 }
 
+/// Operations for each seed: 4,000, or what MILENA_MODEL_STEPS says.
+fn model_steps() -> u64 {
+    std::env::var("MILENA_MODEL_STEPS").map_or(4_000, |text| text.parse().expect("MILENA_MODEL_STEPS is a number"))
+}
+
 #[test]
 fn random_operations_and_crashes_agree_with_the_model() {
     for seed in seeds(30) {
-        model_run(seed, 4_000, false);
+        model_run(seed, model_steps(), false);
     }
 }
 
 #[test]
 fn random_operations_crashes_and_faults_agree_with_the_model() {
     for seed in seeds(30) {
-        model_run(seed, 4_000, true);
+        model_run(seed, model_steps(), true);
     }
 }
 
