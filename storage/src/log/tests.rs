@@ -19,6 +19,7 @@ use super::{
     Copy, DeviceError, Log, LogError, Position, Trouble,
     device::scripted::{Fault, Scripted},
     open::fit,
+    record::Record,
     recover::recover,
     saved,
     segment::{BLOCK_BYTES, SEGMENT_BYTES_MIN, Segment, SegmentHeader, State as SegmentState},
@@ -600,6 +601,34 @@ fn what_an_earlier_generation_left_behind_the_tail_is_not_taken_for_new() {
     }
 }
 
+#[test]
+fn where_a_crash_left_a_record_beside_its_copy_a_delete_is_a_tombstone_until_its_segment_is_gone() {
+    let mut bench = Bench::new(16);
+    bench.put_durably("a", b"one");
+    // The copy that reclaiming makes, in another segment; the void of the first never came.
+    let (original, copy) = (0, 1);
+    bench.device.with_bytes(|segments| {
+        let header = SegmentHeader::decode(&segments[original]).unwrap();
+        let (record, _) = Record::decode(&segments[original][BLOCK_BYTES..]).unwrap();
+        let header = SegmentHeader { segment: copy, generation: 9, first_sequence: 9, ..header };
+        let mut bytes = header.encode_block();
+        Record { sequence: 9, ..record }.encode(&mut bytes);
+        segments[usize::from(copy)][..bytes.len()].copy_from_slice(&bytes);
+    });
+    let mut bench = bench.restarted();
+    assert_eq!(bench.value("a").as_deref(), Some("one"));
+    // Without an index entry, as after an eviction, only a tombstone keeps the original dead.
+    let hash = key("a").hash();
+    let place = bench.log.state.borrow().candidates(hash)[0];
+    assert_eq!(place.segment, copy);
+    assert!(bench.log.state.borrow_mut().evict(hash, place, false));
+    let position = bench.delete("a").unwrap();
+    bench.durable(position).unwrap();
+    bench.device.with_bytes(|segments| segments[usize::from(copy)].fill(0));
+    let mut bench = bench.restarted();
+    assert_eq!(bench.value("a"), None);
+}
+
 // ---- The model.
 
 #[derive(Default)]
@@ -917,6 +946,24 @@ fn a_disk_that_fails_for_good_is_given_up_and_nobody_hangs() {
     assert_eq!(bench.delete("a"), Err(LogError::Offline));
     assert_eq!(bench.value("a"), None);
     assert!(bench.log.figures().is_degraded);
+    bench.stop();
+}
+
+#[test]
+fn a_disk_that_fails_now_and_then_until_no_segment_is_left_refuses_writes_and_nobody_hangs() {
+    let mut bench = Bench::new(16);
+    let mut is_refused = false;
+    for n in 0..40 {
+        bench.device.fail(bench.device.calls(), 1, Fault::Error);
+        match bench.put(&format!("k{n}"), &[0; 500]) {
+            Ok(position) => bench.durable(position).unwrap(),
+            Err(error) => {
+                assert_eq!(error, LogError::Full);
+                is_refused = true;
+            }
+        }
+    }
+    assert!(is_refused && bench.log.figures().is_degraded, "{:?}", bench.log.figures());
     bench.stop();
 }
 
