@@ -249,6 +249,11 @@ impl Lease {
         fetch.may_fill
     }
 
+    /// Whether a write of the key is in the air.
+    pub(crate) fn is_being_written(&self) -> bool {
+        self.inflight.keys.borrow().get(&self.key).is_some_and(|air| air.is_writing)
+    }
+
     /// Gives `answer` to all followers; those who came too late for it begin the next fetch. O(followers).
     pub(crate) fn settle(mut self, answer: &Answer) {
         self.is_settled = true;

@@ -48,7 +48,7 @@ use milena_net::{
 use milena_proto::{generated::DESCRIPTORS, limits, placement, router_server::JoinRequest};
 use milena_storage::{
     Error, Timestamp,
-    log::{self, Disk, Keeper, Log, LogSettings, OpenError, Opened},
+    log::{self, Disk, Keeper, Log, LogSettings, OpenError, Opened, Trouble},
     object::{self, Object, Pools, StoreConfig},
 };
 
@@ -476,6 +476,9 @@ impl DiskTier {
                 return None;
             }
         };
+        if !log.is_direct() {
+            tracing::info!("log: core {core} writes through the page cache: its filesystem has no direct writes");
+        }
         let (tell_ended, ended) = oneshot::channel();
         let run = Rc::clone(&log).run();
         task::spawn(async move {
@@ -483,6 +486,7 @@ impl DiskTier {
             // Nobody waits where the stage has run out of time.
             let _ = tell_ended.send(());
         });
+        task::spawn(tell_troubles(core, Rc::clone(&log)));
         Some(Self { core, log, keeper: RefCell::new(Some(keeper)), ended: RefCell::new(Some(ended)) })
     }
 
@@ -497,6 +501,27 @@ impl DiskTier {
         let keeper = self.keeper.take();
         if let Some(Err(error)) = keeper.map(|keeper| keeper.save(&self.log)) {
             tracing::warn!("log: core {}: {error}; the next start will read the log instead", self.core);
+        }
+    }
+}
+
+/// Between two looks at what has gone wrong with a disk.
+const TROUBLES_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Tells operators what goes wrong with a log: each segment's trouble once, and a bounded number of lines a second.
+async fn tell_troubles(core: usize, log: Rc<Log<Disk>>) {
+    loop {
+        task::sleep(TROUBLES_INTERVAL).await;
+        let troubles = log.take_troubles();
+        for trouble in troubles.first {
+            if trouble == Trouble::Offline {
+                tracing::error!("log: core {core}: {trouble}");
+            } else {
+                tracing::warn!("log: core {core}: {trouble}");
+            }
+        }
+        if troubles.more > 0 {
+            tracing::warn!("log: core {core}: {} more segments are in trouble", troubles.more);
         }
     }
 }

@@ -223,6 +223,8 @@ fn log_page(page: &mut Page, shard: [(&'static str, &str); 1], log: &log::Figure
         log.dirty_bytes_max as f64,
     );
     page.gauge("milena_disk_entries", "Entries on disk", &shard, log.entries as f64);
+    let recovered = "Entries that the log had when the node started";
+    page.gauge("milena_log_recovered_entries", recovered, &shard, log.recovered_entries as f64);
     let degraded = "1 where the disk, or a part of it, is not used any more because it failed";
     page.gauge("milena_disk_degraded", degraded, &shard, f64::from(u8::from(log.is_degraded)));
     let evictions = "Entries that made room for others";
@@ -341,6 +343,25 @@ mod tests {
             assert!(text.lines().any(|other| other == line), "no {line} in\n{text}");
         }
         assert!(text.contains("process_cpu_seconds_total "), "{text}");
+    }
+
+    #[test]
+    fn a_shard_with_a_log_says_what_the_log_had_at_the_start() {
+        let with_log = |recovered_entries| {
+            let mut report = report();
+            report.stats.log = Some(log::Figures { entries: 9, recovered_entries, ..log::Figures::default() });
+            report
+        };
+        let text = metrics(&[(0, with_log(3)), (1, with_log(4)), (2, report())], 0);
+        for line in [
+            "milena_log_recovered_entries{shard=\"0\"} 3.0",
+            "milena_log_recovered_entries{shard=\"1\"} 4.0",
+            "milena_disk_entries{shard=\"0\"} 9.0",
+            "milena_disk_degraded{shard=\"0\"} 0.0",
+        ] {
+            assert!(text.lines().any(|other| other == line), "no {line} in\n{text}");
+        }
+        assert!(!text.contains("milena_log_recovered_entries{shard=\"2\"}"), "{text}");
     }
 
     #[test]

@@ -591,13 +591,15 @@ impl<T: Tier + 'static> Shard<T> {
         lease: &Lease,
         now: Timestamp,
     ) {
-        let Some(log) = self.log.as_ref().filter(|_| lease.may_fill()) else { return };
+        let Some(log) = &self.log else { return };
         let may_fill = || lease.may_fill();
+        let is_news = matches!(found, Ok(Found::Entry(_) | Found::Absent));
         let found = match found {
             Ok(Found::Unchanged) => confirmed.map_or(Ok(Found::Unchanged), |entry| Ok(Found::Entry(entry))),
             found => found,
         };
         match found {
+            _ if !lease.may_fill() => {}
             Ok(Found::Entry(entry)) => {
                 let fill = Rc::clone(log).fill(key.clone(), entry, self.believed_until(now), now, may_fill);
                 if fill.await.is_err() && lease.may_fill() {
@@ -606,6 +608,11 @@ impl<T: Tier + 'static> Shard<T> {
             }
             Ok(Found::Absent) => Rc::clone(log).delete_if(key.clone(), now, may_fill).await,
             Ok(Found::Unchanged) | Err(_) => {}
+        }
+        // As memory forgets a copy seen to be old (`take_in`): until the write in the air comes to the log, a copy there is
+        // older than this answer, and a clock that jumps back would have it believed.
+        if is_news && lease.is_being_written() {
+            log.forget(key.as_ref());
         }
     }
 

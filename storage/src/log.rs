@@ -10,6 +10,7 @@
 //!   bytes        record.rs segment.rs footer.rs superblock.rs       all decisions, no I/O   state.rs reclaim.rs
 //!   memory       index.rs: 8 bytes and their room for each key      the disk                device.rs device/
 //!   the start    recover.rs: footers, tails, or the index of a clean stop
+//!   operators    trouble.rs: what is told of a disk that fails
 //! ```
 //! The full key is compared with the record, always: an index slot is a hint of where to look. That holds for writes too,
 //! which read the record they replace; so two keys never share a fate, and what is dead stays dead (state.rs).
@@ -54,6 +55,7 @@ mod superblock;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod trouble;
 mod write;
 
 use std::{
@@ -78,14 +80,16 @@ pub use open::{Discarded, LOG_BYTES_MIN, LogSettings, OpenError, Opened, Opening
 pub use segment::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_MAX};
 pub use state::Counts;
 pub use superblock::SuperblockError;
+pub use trouble::{TROUBLES_WAITING_MAX, Trouble, Troubles};
 
 use self::{
     dirty::Waiting,
     index::Place,
     record::Sequence,
-    segment::State as SegmentState,
+    segment::{SegmentNumber, State as SegmentState},
     signal::Bell,
     state::{Refused, State},
+    trouble::Noticed,
 };
 use crate::{Entry, Timestamp};
 
@@ -111,6 +115,8 @@ pub struct Log<D> {
     durable: RefCell<Vec<Waiter>>,
     reads: RefCell<HashMap<Place, WeakShared<Reading>, RandomState>>,
     index_len_max: usize,
+    noticed: RefCell<Noticed>,
+    recovered_entries: u64,
     is_stuck: Cell<bool>,
     is_stopping: Cell<bool>,
     /// Reclaiming has ended, because the log stops.
@@ -168,6 +174,8 @@ impl Position {
 pub struct Figures {
     /// Keys that the log has.
     pub entries: u64,
+    /// Keys that it had when it was opened.
+    pub recovered_entries: u64,
     /// Bytes of the log's segments.
     pub capacity_bytes: u64,
     /// Bytes of records, dead or alive.
@@ -207,6 +215,13 @@ impl Log<Disk> {
         let log = Log::with_found(disk, found, index_bytes_max);
         Ok((log, Keeper { dir, _lock: lock }))
     }
+
+    /// Whether the filesystem has direct writes. Where it has none, what is written once takes room in the page cache, and
+    /// a sync takes longer; nothing else changes. O(segments).
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        self.device.is_direct()
+    }
 }
 
 /// Holds the lock of a log, and can save its index after [`Log::run`] has ended.
@@ -239,6 +254,7 @@ impl<D: Device> Log<D> {
         let index_len_max = if index_bytes_max == 0 { usize::MAX } else { index_bytes_max / INDEX_BYTES_PER_KEY };
         Rc::new(Self {
             device: Rc::new(device),
+            recovered_entries: (found.index.len() + found.debts.len()) as u64,
             state: RefCell::new(State::new(found)),
             now: Cell::new(Timestamp(0)),
             started: Cell::new(None),
@@ -249,6 +265,7 @@ impl<D: Device> Log<D> {
             durable: RefCell::default(),
             reads: RefCell::default(),
             index_len_max,
+            noticed: RefCell::default(),
             is_stuck: Cell::new(false),
             is_stopping: Cell::new(false),
             has_reclaimed: Cell::new(false),
@@ -474,6 +491,7 @@ impl<D: Device> Log<D> {
         }
         Figures {
             entries: (state.index.len() + state.debts.put_count()) as u64,
+            recovered_entries: self.recovered_entries,
             capacity_bytes: u64::from(state.segment_bytes()) * state.segments.len() as u64,
             used_bytes,
             live_bytes,
@@ -487,6 +505,21 @@ impl<D: Device> Log<D> {
             is_degraded: state.is_offline() || segments[4] > 0,
             counts: state.counts,
         }
+    }
+
+    /// What has gone wrong with the disk since this was last asked; each trouble of a segment once. For lines to the
+    /// operator, every second or so.
+    #[must_use]
+    pub fn take_troubles(&self) -> Troubles {
+        if self.state.borrow().is_offline() {
+            self.noticed.borrow_mut().note(Trouble::Offline, 0);
+        }
+        self.noticed.borrow_mut().take()
+    }
+
+    fn notice(&self, segment: SegmentNumber, trouble: Trouble) {
+        let generation = self.state.borrow().segments[usize::from(segment)].generation;
+        self.noticed.borrow_mut().note(trouble, generation);
     }
 
     fn mention(&self, now: Timestamp) {

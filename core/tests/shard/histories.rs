@@ -4,7 +4,7 @@
 //! A write whose outcome nobody knows has happened by the time its caller hears so, or never happens: keeping one that
 //! is still under way from landing later is the store's part (conditional writes), not the shard's.
 
-use std::{collections::HashSet, env, rc::Rc};
+use std::{collections::HashSet, env, ops::Range, rc::Rc};
 
 use bytes::Bytes;
 use milena_core::{
@@ -49,7 +49,7 @@ enum Outcome {
 
 /// What a caller saw.
 #[derive(Clone, Copy, Debug)]
-struct Seen {
+pub(super) struct Seen {
     operation: Operation,
     only: Only,
     begun: usize,
@@ -59,7 +59,7 @@ struct Seen {
 }
 
 /// Whether one register explains all of `history`, beginning without a value.
-fn is_linearizable(history: &[Seen]) -> bool {
+pub(super) fn is_linearizable(history: &[Seen]) -> bool {
     assert!(history.len() <= 64);
     let must =
         (0..history.len()).filter(|&index| history[index].ended != usize::MAX).fold(0, |mask, i| mask | 1_u64 << i);
@@ -98,6 +98,9 @@ fn step(value: Value, seen: &Seen) -> Option<Value> {
     }
 }
 
+/// Turns after which who waits for a log waits for ever.
+const TURNS_MAX: usize = 10_000_000;
+
 const NAMES: [&str; 2] = ["a", "b"];
 
 fn bytes_of(value: Value) -> Bytes {
@@ -118,7 +121,7 @@ struct Caller {
     started: Started<Outcome>,
 }
 
-struct Simulation {
+pub(super) struct Simulation {
     random: Random,
     shard: Rc<Shard<Script>>,
     store: Script,
@@ -130,14 +133,15 @@ struct Simulation {
 }
 
 impl Simulation {
-    fn new(seed: u64, rules: Rules) -> Self {
+    /// A shard that `make` makes of settings and a store that holds everything.
+    pub(super) fn new(seed: u64, make: impl FnOnce(ShardSettings, Script) -> Rc<Shard<Script>>) -> Self {
         let store = Script::default();
         store.hold_all();
         let mut random = Random(seed);
         // One entry for two keys: they evict each other.
         let entries_max = random.below(3);
         let settings = ShardSettings { entries_max, believed_ms: Some(3_000), absent_ms: 500, ..settings() };
-        let shard = Shard::without_rules(settings, Some(store.clone()), rules);
+        let shard = make(settings, store.clone());
         Self {
             random,
             shard,
@@ -153,39 +157,77 @@ impl Simulation {
     /// A history of each of two keys.
     fn run(mut self) -> [Vec<Seen>; 2] {
         for _ in 0..20 + self.random.below(100) {
-            match self.random.below(12) {
-                0..4 if self.callers.len() < 6 && self.histories.iter().all(|history| history.len() < 50) => {
-                    self.begin();
-                }
-                4..7 if self.store.in_the_air_count() > 0 => {
-                    let index = self.random.below(self.store.in_the_air_count());
-                    self.store.work_on(index);
-                }
-                7..10 if self.store.in_the_air_count() > 0 => {
-                    let index = self.random.below(self.store.in_the_air_count());
-                    if !self.random.once_in(8) {
-                        self.store.work_on(index); // otherwise it fails, unless it was done before
-                    }
-                    let is_lost = self.random.once_in(6);
-                    self.store.answer(index, is_lost);
-                }
-                10 if self.random.once_in(4) && !self.callers.is_empty() => {
-                    let index = self.random.below(self.callers.len());
-                    let caller = self.callers.remove(index);
-                    self.leave(caller);
-                }
-                11 => self.now_ms += [0, 100, 1_000, 5_000][self.random.below(4)],
-                10 if self.random.once_in(10) => self.now_ms -= 2_000,
-                _ => {}
+            self.step();
+            self.look();
+        }
+        while self.answer_one() {
+            self.look();
+        }
+        self.end()
+    }
+
+    /// The same where not all that happens is polled by hand: `turn` lets the rest go on, and `flush` to its end.
+    pub(super) async fn run_with_turns(mut self, turn: impl AsyncFn(), flush: impl AsyncFn()) -> [Vec<Seen>; 2] {
+        for _ in 0..20 + self.random.below(100) {
+            self.step();
+            if self.random.once_in(20) {
+                flush().await;
+            }
+            for _ in 0..self.random.below(4) {
+                turn().await;
             }
             self.look();
         }
-        // Nobody may be stuck once the store has answered everything.
-        while self.store.in_the_air_count() > 0 {
-            self.store.work_on(0);
-            self.store.answer(0, false);
+        for _ in 0..TURNS_MAX {
             self.look();
+            if !self.answer_one() && self.callers.is_empty() {
+                break;
+            }
+            turn().await;
         }
+        self.end()
+    }
+
+    fn step(&mut self) {
+        match self.random.below(12) {
+            0..4 if self.callers.len() < 6 && self.histories.iter().all(|history| history.len() < 50) => {
+                self.begin();
+            }
+            4..7 if self.store.in_the_air_count() > 0 => {
+                let index = self.random.below(self.store.in_the_air_count());
+                self.store.work_on(index);
+            }
+            7..10 if self.store.in_the_air_count() > 0 => {
+                let index = self.random.below(self.store.in_the_air_count());
+                if !self.random.once_in(8) {
+                    self.store.work_on(index); // otherwise it fails, unless it was done before
+                }
+                let is_lost = self.random.once_in(6);
+                self.store.answer(index, is_lost);
+            }
+            10 if self.random.once_in(4) && !self.callers.is_empty() => {
+                let index = self.random.below(self.callers.len());
+                let caller = self.callers.remove(index);
+                self.leave(caller);
+            }
+            11 => self.now_ms += [0, 100, 1_000, 5_000][self.random.below(4)],
+            10 if self.random.once_in(10) => self.now_ms -= 2_000,
+            _ => {}
+        }
+    }
+
+    /// Lets the store answer something, if it was asked.
+    fn answer_one(&mut self) -> bool {
+        if self.store.in_the_air_count() == 0 {
+            return false;
+        }
+        self.store.work_on(0);
+        self.store.answer(0, false);
+        true
+    }
+
+    /// Nobody may be stuck once the store has answered everything.
+    fn end(self) -> [Vec<Seen>; 2] {
         assert!(self.callers.is_empty(), "{} callers are stuck", self.callers.len());
         assert_eq!(self.shard.keys_in_flight(), 0);
         self.histories
@@ -282,17 +324,22 @@ fn written(written: Result<(), Refusal>) -> Outcome {
     }
 }
 
-/// The first of `count` seeds whose history no register explains.
-fn first_broken(count: u64, rules: Rules) -> Option<(u64, Vec<Seen>)> {
-    let seeds = match env::var("MILENA_SEED") {
+/// `count` seeds, or the one in MILENA_SEED.
+pub(super) fn seeds(count: u64) -> Range<u64> {
+    match env::var("MILENA_SEED") {
         Ok(text) => {
             let seed: u64 = text.parse().expect("MILENA_SEED is a number");
             seed..seed + 1
         }
         Err(_) => 0..count,
-    };
-    for seed in seeds {
-        let histories = Simulation::new(seed, rules).run();
+    }
+}
+
+/// The first of `count` seeds whose history no register explains.
+fn first_broken(count: u64, rules: Rules) -> Option<(u64, Vec<Seen>)> {
+    for seed in seeds(count) {
+        let make = |settings, store| Shard::without_rules(settings, Some(store), rules);
+        let histories = Simulation::new(seed, make).run();
         if let Some(history) = histories.into_iter().find(|history| !is_linearizable(history)) {
             return Some((seed, history));
         }

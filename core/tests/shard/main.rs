@@ -1,6 +1,7 @@
-//! A shard above a store that does what the test says. No runtime: futures are polled by hand.
+//! A shard above a store that does what the test says. No runtime, but for a log: futures are polled by hand.
 
 mod histories;
+mod logged;
 mod mesh;
 mod script;
 

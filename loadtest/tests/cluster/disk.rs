@@ -1,6 +1,9 @@
 //! The log on disk below a node: what is there again after a kill, and never something older than what was accepted.
 
 use std::{
+    fs,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
@@ -8,6 +11,7 @@ use std::{
 
 use crate::{
     client::Client,
+    mounted::{fill_up, make_read_only, mount},
     programs::{PATIENCE, Server, program, wait_until},
 };
 
@@ -81,4 +85,150 @@ fn the_log_of_a_node_that_was_killed_can_be_looked_into_and_nothing_sealed_in_it
         assert!(output.status.success(), "{said}{complained}");
         assert!(said.starts_with(&format!("core {core} of 2: ")), "{said}");
     }
+}
+
+/// A node whose directory is a filesystem in memory of this size, and that directory; its store is elsewhere.
+fn node_on_small_disk(dir: &Path, size: &str) -> (Server, PathBuf) {
+    let small = dir.join("small");
+    fs::create_dir(&small).unwrap();
+    mount("tmpfs", &small, size);
+    let (data_dir, store) = (small.display().to_string(), format!("file://{}/store", dir.display()));
+    (Server::node(dir, &[&SETTINGS[..], &[("DATA_DIR", &*data_dir), ("STORE", &*store)]].concat()), small)
+}
+
+/// The lines about the log that are no news of success.
+fn complaints(log: &str) -> Vec<&str> {
+    log.lines()
+        .filter(|line| line.contains("milena-cache: ") || (line.contains("log: ") && !line.contains("Z info ")))
+        .collect()
+}
+
+#[test]
+fn a_node_whose_disk_has_no_room_for_its_log_ends_with_one_line_that_says_how_much_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut node, small) = node_on_small_disk(dir.path(), "size=1m");
+    let program = node.launch();
+    assert_eq!(program.exit_code(), Some(1));
+    let log = program.log();
+    let said = complaints(&log);
+    assert_eq!(said.len(), 1, "{log}");
+    let start = format!("milena-cache: cannot open {}/node-", small.display());
+    assert!(said[0].starts_with(&start), "{log}");
+    assert!(said[0].contains(" free, and the log needs at least 1664KiB: No space left on device"), "{log}");
+}
+
+#[test]
+fn a_node_whose_disk_becomes_full_goes_on_with_its_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut node, small) = node_on_small_disk(dir.path(), "size=24m");
+    node.start();
+    fill_up(&small.join("other"));
+    let client = Client::node(node.address);
+    for turn in 0..40 {
+        client.put(&format!("k{}", turn % KEYS), &value(turn)).unwrap();
+    }
+    for key in 0..KEYS {
+        assert_eq!(number(&client.get(&format!("k{key}")).unwrap().unwrap()), 20 + key);
+    }
+    assert!(node.metric("milena_cache_hits_total", "disk") > 0);
+    assert_eq!((node.metric("milena_log_errors_total", "write"), node.metric("milena_disk_degraded", "")), (0, 0));
+    assert_eq!(complaints(&node.program().log()), [""; 0]);
+    node.kill();
+}
+
+/// A segment that holds something, of any core of the node in `dir`, and all others.
+fn segments(node_dir: &Path) -> Vec<PathBuf> {
+    let logs = (0..2).map(|core| node_dir.join(format!("log-{core:03}")));
+    let files = logs.flat_map(|log| fs::read_dir(log).unwrap()).map(|file| file.unwrap().path());
+    files.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("segment-")).collect()
+}
+
+#[test]
+fn what_goes_wrong_with_a_segment_is_said_once_and_what_was_in_it_comes_from_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Server::node(dir.path(), &SETTINGS);
+    let node_dir = dir.path().join(format!("node-{}", node.address.port()));
+    node.start();
+    let client = Client::node(node.address);
+    for key in 0..KEYS {
+        client.put(&format!("k{key}"), &value(key)).unwrap();
+    }
+    node.stop();
+    for path in segments(&node_dir) {
+        // A byte of the first record's value.
+        fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(b"X", 4096 + 1000).unwrap();
+    }
+    node.start();
+    let recovered = node.metric("milena_log_recovered_entries", "");
+    assert!(recovered > 0 && recovered <= KEYS as u64, "{recovered}");
+    let client = Client::node(node.address);
+    for key in (0..KEYS).chain(0..KEYS) {
+        assert_eq!(number(&client.get(&format!("k{key}")).unwrap().unwrap()), key);
+    }
+    // Each was met by a get, and again before it was replaced.
+    assert!(node.metric("milena_log_errors_total", "corrupt") > 2);
+    let count = || {
+        let log = node.program().log();
+        let said: Vec<String> = complaints(&log).iter().map(|line| (*line).to_owned()).collect();
+        (said.len() >= 2).then_some(said)
+    };
+    let said = wait_until("both cores say it", PATIENCE, count);
+    assert_eq!(said.len(), 2, "{said:?}");
+    let text = "segment 0 at byte 4096: not what was written; a miss, and the segment will be emptied";
+    assert!(said.iter().all(|line| line.contains("Z warn ") && line.ends_with(text)), "{said:?}");
+
+    // The log of another number of cores is none.
+    node.stop();
+    node.set("CORES", "1");
+    node.start();
+    let log = node.program().log();
+    assert_eq!(complaints(&log).len(), 1, "{log}");
+    assert!(log.contains("log: core 0 begins with an empty log: it belongs to core 0 of 2"), "{log}");
+    assert_eq!(node.metric("milena_log_recovered_entries", ""), 0);
+    node.kill();
+}
+
+#[test]
+fn a_disk_that_takes_no_writes_any_more_is_given_up_with_a_few_lines_and_the_node_serves_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut node, small) = node_on_small_disk(dir.path(), "size=24m");
+    node.start();
+    let node_dir = small.join(format!("node-{}", node.address.port()));
+    // What was taken at the start is taken away: every write needs room that is not there.
+    for path in segments(&node_dir) {
+        fs::OpenOptions::new().write(true).open(path).unwrap().set_len(0).unwrap();
+    }
+    fill_up(&small.join("other"));
+    let client = Client::node(node.address);
+    let mut turn = 0;
+    let is_given_up = || {
+        client.put(&format!("k{}", turn % KEYS), &value(turn)).unwrap();
+        turn += 1;
+        let log = node.program().log();
+        (log.matches("Z error ").count() == 2).then_some(log)
+    };
+    let log = wait_until("both cores give their disk up", PATIENCE, is_given_up);
+    let said = complaints(&log);
+    assert!(said.len() <= 2 * 12, "a line for each segment that was tried: {log}");
+    assert!(said.iter().any(|line| line.contains("cannot be written: no storage space")), "{log}");
+    let given_up = "the disk failed too often and is not used any more; serving from memory and the store";
+    assert_eq!(said.iter().filter(|line| line.contains(given_up)).count(), 2, "{log}");
+    assert_eq!(node.metric("milena_disk_degraded", ""), 2);
+    for key in 0..KEYS.min(turn) {
+        assert_eq!(number(&client.get(&format!("k{key}")).unwrap().unwrap()) % KEYS, key);
+    }
+    node.kill();
+}
+
+#[test]
+fn a_node_whose_disk_is_read_only_ends_with_one_line_that_names_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut node, small) = node_on_small_disk(dir.path(), "size=24m");
+    make_read_only(&small);
+    let program = node.launch();
+    assert_eq!(program.exit_code(), Some(1));
+    let log = program.log();
+    let said = complaints(&log);
+    assert!(said.len() == 1 && said[0].contains(&format!("{}/", small.display())), "{log}");
+    assert!(said[0].contains("Read-only file system"), "{log}");
 }

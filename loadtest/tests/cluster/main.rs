@@ -8,7 +8,7 @@
 //!   stopping   what a stop leaves behind, and what it must not
 //!   settings   what is refused at start, and how it is said
 //!   store      S3 that is down, slow, refuses, or lies
-//!   disk       the log on disk after a kill
+//!   disk       the log on disk after a kill, and on disks that are full, too small or read-only
 //!   back       writes that are acknowledged before the store has them
 //! ```
 //! No test sleeps: it waits for what it is about, up to a bound. Bounds are generous where the contract names none.
@@ -19,6 +19,8 @@ mod disk;
 #[path = "../../../storage/tests/support/fault_proxy.rs"]
 mod fault_proxy;
 mod members;
+#[path = "../../../storage/tests/support/mounted.rs"]
+mod mounted;
 mod programs;
 #[path = "../../../storage/tests/support/seaweed.rs"]
 mod seaweed;

@@ -204,8 +204,10 @@ impl<D: Device> Log<D> {
                 continue;
             }
             let change = read.and_then(|bytes| change_in(&bytes, debt.hash, &owed).ok_or(DebtError::Corrupt));
-            if let Err(error) = change {
-                self.note_unreadable(owed.place, error == DebtError::Corrupt);
+            match change {
+                Err(DebtError::Device(error)) => self.note_unreadable(owed.place, Some(error)),
+                Err(DebtError::Corrupt) => self.note_unreadable(owed.place, None),
+                Err(DebtError::Superseded) | Ok(_) => {}
             }
             return change;
         }
@@ -269,8 +271,12 @@ impl<D: Device> Log<D> {
                     return if is_own { Waiting::Own(owed.id, bytes) } else { Waiting::Other };
                 }
                 Err(Unreadable::Busy) => return Waiting::Unreadable { is_busy: true },
-                Err(why) => {
-                    self.note_unreadable(owed.place, matches!(why, Unreadable::Corrupt));
+                Err(Unreadable::Device(error)) => {
+                    self.note_unreadable(owed.place, Some(error));
+                    return Waiting::Unreadable { is_busy: false };
+                }
+                Err(Unreadable::Corrupt) => {
+                    self.note_unreadable(owed.place, None);
                     return Waiting::Unreadable { is_busy: false };
                 }
             }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::future;
 
 use super::{
-    Device, Log,
+    Device, Log, Trouble,
     footer::{Footer, FooterEntry, footer_bytes},
     index::Place,
     reclaim::{self, Fate},
@@ -61,6 +61,8 @@ impl<D: Device> Log<D> {
             }
             if let Some(victim) = victim {
                 self.state.borrow_mut().give_up_reclaiming(victim);
+            }
+            if victim.is_some() || !self.state.borrow().is_more_coming() {
                 // Whoever waits would wait for ever if nothing else can go.
                 self.is_stuck.set(true);
                 self.tell_of_room();
@@ -133,9 +135,15 @@ impl<D: Device> Log<D> {
             let (together, after) = rest.split_at(count);
             rest = after;
             let bytes = self.device.read(victim, together[0].offset, len).await;
+            if let Err(error) = bytes {
+                self.notice(victim, Trouble::Unreadable { segment: victim, error });
+            }
             for entry in together {
                 let start = (entry.offset - together[0].offset) as usize;
                 let record = bytes.as_ref().ok().and_then(|bytes| Record::decode(bytes.get(start..)?).ok());
+                if bytes.is_ok() && record.is_none() {
+                    self.notice(victim, Trouble::Corrupt { segment: victim, offset: entry.offset });
+                }
                 if !self.carry_one(victim, entry, record.map(|(record, _)| record), oldest_elsewhere) {
                     return false;
                 }
@@ -204,7 +212,11 @@ impl<D: Device> Log<D> {
 
     /// Fewer bytes than asked for are a failure: they look like an end where there is none.
     async fn read_whole(&self, number: SegmentNumber, offset: u32, len: usize) -> Option<Bytes> {
-        self.device.read(number, offset, len).await.ok().filter(|bytes| bytes.len() == len)
+        let read = self.device.read(number, offset, len).await;
+        if let Err(error) = read {
+            self.notice(number, Trouble::Unreadable { segment: number, error });
+        }
+        read.ok().filter(|bytes| bytes.len() == len)
     }
 
     /// Reads a segment from its start to its first invalid record.

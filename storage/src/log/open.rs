@@ -8,17 +8,23 @@
 //!     index             saved.rs; only after a clean stop, and gone before the log is used again
 //! ```
 //! What cannot be used is discarded with a word about it, and the log begins empty: it is a cache. Only a directory that
-//! another process holds, or that cannot be written, stops the start.
+//! another process holds, that cannot be written, or that has no room for the smallest log, stops the start.
 
 use std::{
+    ffi::CString,
     fmt,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write as _},
-    os::{fd::AsRawFd as _, unix::fs::FileExt as _},
+    ops::Range,
+    os::{
+        fd::AsRawFd as _,
+        unix::{ffi::OsStrExt as _, fs::FileExt as _},
+    },
     path::{Path, PathBuf},
 };
 
 use memmap2::Mmap;
+use milena_net::settings::Size;
 
 use super::{
     footer::{self, Footer},
@@ -103,7 +109,7 @@ pub enum Discarded {
 pub enum OpenError {
     /// Another process has it open.
     Locked(PathBuf),
-    /// Fewer bytes than [`LOG_BYTES_MIN`] were asked for, or could be had.
+    /// Fewer bytes than [`LOG_BYTES_MIN`] were asked for.
     TooSmall {
         /// The directory.
         dir: PathBuf,
@@ -111,8 +117,17 @@ pub enum OpenError {
         segments: u32,
         /// Their size.
         segment_bytes: u64,
-        /// Why there were not more, if that is not what was asked for.
-        source: Option<io::Error>,
+    },
+    /// The filesystem has no room for the smallest log with segments of this size; nothing was left there.
+    NoSpace {
+        /// The directory.
+        dir: PathBuf,
+        /// What the filesystem would give.
+        free_bytes: u64,
+        /// What must be free.
+        needed_bytes: u64,
+        /// The kernel's reason.
+        source: io::Error,
     },
     /// A file cannot be made, read or written.
     Io {
@@ -153,11 +168,26 @@ pub fn open(settings: &LogSettings) -> Result<Opened, OpenError> {
         // Nothing of another log may be met again, should its superblock come back.
         remove_index(dir)?;
     }
-    let (mut files, source) = allocate(dir, 0, count_before.max(wanted_count), segment_bytes)?;
-    let segment_count = u32::try_from(files.len()).expect("at most SEGMENTS_MAX");
-    if segment_count.min(wanted_count) < SEGMENTS_MIN {
-        return Err(OpenError::TooSmall { dir: dir.clone(), segments: segment_count, segment_bytes, source });
+    if wanted_count < SEGMENTS_MIN {
+        return Err(OpenError::TooSmall { dir: dir.clone(), segments: wanted_count, segment_bytes });
     }
+    let (mut files, out_of_space) = allocate(dir, 0, count_before.max(wanted_count), segment_bytes)?;
+    if let Some(source) = out_of_space {
+        // What a clean stop leaves, and a superblock that is replaced, need room besides the segments.
+        if files.len() > count_before as usize {
+            files.pop();
+            remove_segments(dir, files.len()..files.len() + 1)?;
+        }
+        if files.len() < SEGMENTS_MIN as usize {
+            let made = count_before as usize..files.len();
+            drop(files); // Only then is their room free.
+            remove_segments(dir, made)?;
+            let free_bytes = free_bytes(dir).map_err(failed(dir, "look at"))?;
+            let needed_bytes = u64::from(SEGMENTS_MIN + 1 - count_before) * segment_bytes;
+            return Err(OpenError::NoSpace { dir: dir.clone(), free_bytes, needed_bytes, source });
+        }
+    }
+    let segment_count = u32::try_from(files.len()).expect("at most SEGMENTS_MAX");
     let mut superblock = Superblock {
         log_id: before.map_or(settings.new_log_id, |before| before.log_id),
         segment_bytes,
@@ -187,25 +217,32 @@ pub fn open(settings: &LogSettings) -> Result<Opened, OpenError> {
     Ok(Opened { dir: dir.clone(), found, lock, opening })
 }
 
+/// Fits what was found to the wanted size, and adds the segments that are needed for a while.
+fn make_usable(dir: &Path, found: &mut Found, files: &mut Vec<File>, wanted_count: usize) -> Result<(), OpenError> {
+    let first = u32::try_from(files.len()).expect("at most SEGMENTS_MAX");
+    let missing_count = u32::try_from(fit(found, wanted_count)).expect("at most FREE_SEGMENTS");
+    if missing_count > 0 {
+        let count = (first + missing_count).min(SEGMENTS_MAX);
+        let (more, _) = allocate(dir, first, count, u64::from(found.segment_bytes))?;
+        found.segments.extend(more.iter().map(|_| Segment::FREE));
+        files.extend(more);
+    }
+    Ok(())
+}
+
 /// Marks what is beyond the wanted size as surplus, but for as many free segments as reclaiming needs to begin with.
+/// Answers how many of those are missing.
 ///
 /// Each crash leaves segments behind that are not full, and a log that becomes smaller may have none free at all. Then
 /// the log is larger than it should be for a while: what is beyond is emptied first.
-fn make_usable(dir: &Path, found: &mut Found, files: &mut Vec<File>, wanted_count: usize) -> Result<(), OpenError> {
+pub(super) fn fit(found: &mut Found, wanted_count: usize) -> usize {
     let is_free = |segment: &Segment| segment.state == State::Free;
     let mut free_count = found.segments.iter().take(wanted_count).filter(|segment| is_free(segment)).count();
     for segment in found.segments.iter_mut().skip(wanted_count) {
         segment.is_surplus = !is_free(segment) || free_count >= FREE_SEGMENTS;
         free_count += usize::from(!segment.is_surplus);
     }
-    if free_count < FREE_SEGMENTS {
-        let first = u32::try_from(files.len()).expect("at most SEGMENTS_MAX");
-        let count = (first + (FREE_SEGMENTS - free_count) as u32).min(SEGMENTS_MAX);
-        let (more, _) = allocate(dir, first, count, u64::from(found.segment_bytes))?;
-        found.segments.extend(more.iter().map(|_| Segment::FREE));
-        files.extend(more);
-    }
-    Ok(())
+    FREE_SEGMENTS.saturating_sub(free_count)
 }
 
 /// Each segment is open twice, and the limit that a shell sets is 1,024: it is raised to what this process may have.
@@ -279,6 +316,26 @@ fn allocate(
     }
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed(dir, "sync"))?;
     Ok((files, None))
+}
+
+fn remove_segments(dir: &Path, numbers: Range<usize>) -> Result<(), OpenError> {
+    for number in numbers {
+        let path = segment_path(dir, number);
+        fs::remove_file(&path).map_err(failed(&path, "remove"))?;
+    }
+    Ok(())
+}
+
+/// What the filesystem of `dir` still gives to us.
+fn free_bytes(dir: &Path) -> io::Result<u64> {
+    let path = CString::new(dir.as_os_str().as_bytes())?;
+    // SAFETY: all zeros is an answer.
+    let mut answer: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: a path that ends with zero, and points to one answer.
+    match unsafe { libc::statvfs(path.as_ptr(), &raw mut answer) } {
+        0 => Ok(answer.f_bavail * answer.f_frsize),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn grow(file: &File, len: u64, segment_bytes: u64) -> io::Result<()> {
@@ -379,14 +436,18 @@ impl fmt::Display for OpenError {
                 "cannot open {}: another process holds LOCK; hint: is a second milena-cache running on this directory?",
                 dir.display()
             ),
-            Self::TooSmall { dir, segments, segment_bytes, source } => {
-                write!(
-                    f,
-                    "cannot open {}: {segments} segments of {segment_bytes} bytes, and at least {SEGMENTS_MIN} are needed",
-                    dir.display()
-                )?;
-                source.as_ref().map_or(Ok(()), |source| write!(f, ": {source}"))
-            }
+            Self::TooSmall { dir, segments, segment_bytes } => write!(
+                f,
+                "cannot open {}: {segments} segments of {segment_bytes} bytes, and at least {SEGMENTS_MIN} are needed",
+                dir.display()
+            ),
+            Self::NoSpace { dir, free_bytes, needed_bytes, source } => write!(
+                f,
+                "cannot open {}: {} free, and the log needs at least {}: {source}; hint: lower DISK, or make room",
+                dir.display(),
+                Size(*free_bytes),
+                Size(*needed_bytes)
+            ),
             Self::Io { path, operation, source } => write!(f, "cannot {operation} {}: {source}", path.display()),
         }
     }

@@ -14,7 +14,7 @@ use milena_proto::{
 };
 
 use super::{
-    Copy, Device, Log, LogError, Reading,
+    Copy, Device, DeviceError, Log, LogError, Reading, Trouble,
     index::Place,
     record::{Body, Record, Sequence, entry_in},
     state::Located,
@@ -91,9 +91,13 @@ impl<D: Device> Log<D> {
                 }
                 Err(_) if !self.state.borrow().index.contains(key.hash(), place) => search.has_moved = true,
                 Err(Unreadable::Busy) => search.is_busy = true,
-                Err(why) => {
+                Err(Unreadable::Device(error)) => {
                     search.unreadable.push(place);
-                    self.note_unreadable(place, matches!(why, Unreadable::Corrupt));
+                    self.note_unreadable(place, Some(error));
+                }
+                Err(Unreadable::Corrupt) => {
+                    search.unreadable.push(place);
+                    self.note_unreadable(place, None);
                 }
             }
         }
@@ -106,12 +110,23 @@ impl<D: Device> Log<D> {
         if search.is_busy { Err(LogError::Full) } else { Ok(search.located()) }
     }
 
-    /// Counts a record that could not be read, or is not what was written, and has its segment emptied soon.
-    pub(super) fn note_unreadable(&self, place: Place, is_corrupt: bool) {
+    /// Counts and tells of a record that could not be read, because of `error`, or is not what was written; its segment is
+    /// emptied soon.
+    pub(super) fn note_unreadable(&self, place: Place, error: Option<DeviceError>) {
+        let Place { segment, offset, .. } = place;
+        self.notice(
+            segment,
+            match error {
+                Some(error) => Trouble::Unreadable { segment, error },
+                None => Trouble::Corrupt { segment, offset },
+            },
+        );
         let mut state = self.state.borrow_mut();
         state.suspect(place);
-        state.counts.corrupt += u64::from(is_corrupt);
-        state.counts.read_errors += u64::from(!is_corrupt);
+        match error {
+            Some(_) => state.counts.read_errors += 1,
+            None => state.counts.corrupt += 1,
+        }
     }
 
     /// The record at `place`, checked: from what waits for the disk, from pages in memory, or by one read.
@@ -125,7 +140,7 @@ impl<D: Device> Log<D> {
         let reading = self.begin_read(place).ok_or(Unreadable::Busy)?;
         let answer = reading.await;
         self.reads.borrow_mut().remove(&place);
-        let bytes = answer.map_err(|_| Unreadable::Device)?;
+        let bytes = answer.map_err(Unreadable::Device)?;
         self.state.borrow_mut().counts.reads_ring += 1;
         let checked = self.checked(place, &bytes);
         // Reclaimed and written anew while we read: what came may be anything.
@@ -186,7 +201,7 @@ pub(super) enum Unreadable {
     /// Too many reads are in the air.
     Busy,
     /// The device failed.
-    Device,
+    Device(DeviceError),
     /// Not what was written.
     Corrupt,
 }

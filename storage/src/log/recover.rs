@@ -247,18 +247,29 @@ impl Building<'_> {
         self.index.candidates(entry.key_hash, candidates);
         let rival = candidates.iter().find_map(|&place| {
             let rival = of_segment[&place.segment].at(place.offset)?;
-            (rival.key_hash == entry.key_hash).then_some((place, rival.sequence))
+            (rival.key_hash == entry.key_hash).then_some((place, rival))
         });
         let new = Place::new(finding.number, entry.offset, entry.record_bytes as usize);
         match rival {
-            Some((_, sequence)) if sequence > entry.sequence => return,
+            Some((_, rival)) if rival.sequence > entry.sequence => {
+                self.note_older(finding.number, rival);
+                return;
+            }
             Some((old, _)) => {
+                self.note_older(old.segment, entry);
                 self.index.replace(entry.key_hash, old, new);
                 self.rows[usize::from(old.segment)].live_count -= 1;
             }
             None => self.index.insert(entry.key_hash, new),
         }
         self.rows[usize::from(new.segment)].live_count += 1;
+    }
+
+    /// `number` has an older record of a key than `newest`. Where `newest` does not know of it, the crash came between
+    /// the eviction or the copying of that record and its segment's void: the segment leaks, or `newest` could go without
+    /// a tombstone, and the older one would come back.
+    fn note_older(&mut self, number: SegmentNumber, newest: FooterEntry) {
+        self.rows[usize::from(number)].has_leaked |= !newest.has_older;
     }
 }
 

@@ -236,6 +236,7 @@ impl State {
         let kept_count = segments.iter().filter(|segment| !segment.is_surplus).count() as u64;
         let is_usable = |segment: &&Segment| segment.state == SegmentState::Free && !segment.is_surplus;
         let is_surplus = |segment: &&Segment| segment.state == SegmentState::Sealed && segment.is_surplus;
+        let leaks = segments.iter().filter(|segment| segment.has_leaked).count();
         Self {
             free_count: segments.iter().filter(is_usable).count(),
             reclaiming_count: 0,
@@ -256,7 +257,7 @@ impl State {
             doubted_below: 0,
             failures_in_a_row: 0,
             is_offline: false,
-            leaks: 0,
+            leaks: u32::try_from(leaks).expect("at most SEGMENTS_MAX"),
             blocking: BTreeSet::new(),
             next_generation,
             counts: Counts::default(),
@@ -820,6 +821,11 @@ impl State {
     /// Whether voids are on their way, so that segments will be free without doing more.
     pub(super) fn voids_coming(&self) -> usize {
         self.later.iter().filter(|(_, batch)| batch.content == Content::Void).count()
+    }
+
+    /// Whether there will be a segment to be emptied, or a free one, without anybody's doing more.
+    pub(super) fn is_more_coming(&self) -> bool {
+        self.voids_coming() > 0 || self.segments.iter().any(|segment| segment.state == SegmentState::Sealing)
     }
 
     // ---- Stopping, and figures.

@@ -19,8 +19,10 @@ use futures::task::noop_waker_ref;
 use milena_proto::key::{Key, KeyRef};
 
 use super::{
-    Copy, Known, Log, LogError, Position,
+    Copy, DeviceError, Known, Log, LogError, Position, Trouble,
     device::scripted::{Fault, Scripted},
+    open::fit,
+    record::Record,
     recover::recover,
     saved,
     segment::{BLOCK_BYTES, SEGMENT_BYTES_MIN, Segment, SegmentHeader, State as SegmentState},
@@ -81,7 +83,18 @@ impl Bench {
 
     /// A new process on what is on disk.
     fn restarted(self) -> Self {
+        let segment_count = self.segment_count();
+        self.restarted_with(segment_count)
+    }
+
+    fn segment_count(&self) -> usize {
+        self.log.state.borrow().segments.len()
+    }
+
+    /// A new process that wants another size.
+    fn restarted_with(self, wanted_count: usize) -> Self {
         let Self { device, now, .. } = self;
+        device.grow(wanted_count, SEGMENT_BYTES);
         let recovered = device.with_bytes(|segments| {
             let bytes: Vec<&[u8]> = segments.iter().map(Vec::as_slice).collect();
             let recovered = recover(LOG_ID, SEGMENT_BYTES, &bytes);
@@ -91,16 +104,25 @@ impl Bench {
         });
         // As a start does, before it answers from them.
         recovered.unsealed.iter().for_each(|unsealed| device.sync_now(unsealed.header.segment));
-        Self { now, ..Self::on(device, recovered.found) }
+        Self { now, ..Self::fitted(device, recovered.found, wanted_count) }
+    }
+
+    /// As a start does with what it has found.
+    fn fitted(device: Scripted, mut found: Found, wanted_count: usize) -> Self {
+        let segment_count = found.segments.len() + fit(&mut found, wanted_count);
+        device.grow(segment_count, SEGMENT_BYTES);
+        found.segments.resize(segment_count, Segment::FREE);
+        Self::on(device, found)
     }
 
     /// A new process that goes on with the index of a clean stop, if there is one.
-    fn restarted_from_index(self) -> Self {
+    fn restarted_from_index(self, wanted_count: usize) -> Self {
         let saved = saved::encode(&self.log.state.borrow());
-        let Some(saved) = saved else { return self.restarted() };
-        let segment_count = self.log.state.borrow().segments.len();
+        let Some(saved) = saved else { return self.restarted_with(wanted_count) };
+        let segment_count = self.segment_count().max(wanted_count);
+        self.device.grow(segment_count, SEGMENT_BYTES);
         let found = saved::decode(&saved, LOG_ID, SEGMENT_BYTES, segment_count).expect("it was just encoded");
-        Self { now: self.now, ..Self::on(self.device, found) }
+        Self { now: self.now, ..Self::fitted(self.device, found, wanted_count) }
     }
 
     fn turn(&mut self) {
@@ -591,6 +613,34 @@ fn what_an_earlier_generation_left_behind_the_tail_is_not_taken_for_new() {
     }
 }
 
+#[test]
+fn where_a_crash_left_a_record_beside_its_copy_a_delete_is_a_tombstone_until_its_segment_is_gone() {
+    let mut bench = Bench::new(16);
+    bench.put_durably("a", b"one");
+    // The copy that reclaiming makes, in another segment; the void of the first never came.
+    let (original, copy) = (0, 1);
+    bench.device.with_bytes(|segments| {
+        let header = SegmentHeader::decode(&segments[original]).unwrap();
+        let (record, _) = Record::decode(&segments[original][BLOCK_BYTES..]).unwrap();
+        let header = SegmentHeader { segment: copy, generation: 9, first_sequence: 9, ..header };
+        let mut bytes = header.encode_block();
+        Record { sequence: 9, ..record }.encode(&mut bytes);
+        segments[usize::from(copy)][..bytes.len()].copy_from_slice(&bytes);
+    });
+    let mut bench = bench.restarted();
+    assert_eq!(bench.value("a").as_deref(), Some("one"));
+    // Without an index entry, as after an eviction, only a tombstone keeps the original dead.
+    let hash = key("a").hash();
+    let place = bench.log.state.borrow().candidates(hash)[0];
+    assert_eq!(place.segment, copy);
+    assert!(bench.log.state.borrow_mut().evict(hash, place, false));
+    let position = bench.delete("a").unwrap();
+    bench.durable(position).unwrap();
+    bench.device.with_bytes(|segments| segments[usize::from(copy)].fill(0));
+    let mut bench = bench.restarted();
+    assert_eq!(bench.value("a"), None);
+}
+
 // ---- The model.
 
 #[derive(Default)]
@@ -678,7 +728,9 @@ impl Model {
 fn check_counts(bench: &Bench, context: &str) {
     let state = bench.log.state.borrow();
     let count = |wanted: SegmentState| state.segments.iter().filter(|segment| segment.state == wanted).count();
-    assert_eq!(state.free_count(), count(SegmentState::Free), "{context}");
+    let is_unusable = |segment: &&Segment| segment.state == SegmentState::Free && segment.is_surplus;
+    let unusable_count = state.segments.iter().filter(is_unusable).count();
+    assert_eq!(state.free_count() + unusable_count, count(SegmentState::Free), "{context}");
     assert_eq!(state.is_reclaiming(), count(SegmentState::Reclaiming) > 0, "{context}");
     let live: u64 = state.segments.iter().map(|segment| u64::from(segment.live_count)).sum();
     assert_eq!(live, state.index.len() as u64, "{context}");
@@ -696,11 +748,17 @@ fn check_all(bench: &mut Bench, model: &mut Model, is_after_crash: bool, context
     found_count
 }
 
-/// Random operations on a log, with restarts of all kinds; faults now and then if `with_faults`.
+/// The size of a log in segments: what is wanted at a start, and another one at every third.
+fn wanted_count(random: &mut Random, before: usize) -> usize {
+    if random.below(3) == 0 { 16 + random.below(20) as usize } else { before }
+}
+
+/// Random operations on a log, with restarts of all kinds, to other sizes too; faults now and then if `with_faults`.
 fn model_run(seed: u64, steps: u64, with_faults: bool) {
     const KEYS: usize = 150;
     let mut random = Random(seed ^ 0xABCD);
-    let mut bench = Bench::with_seed(16 + random.below(12) as usize, seed);
+    let mut segment_count = 16 + random.below(12) as usize;
+    let mut bench = Bench::with_seed(segment_count, seed);
     let mut model = Model::new(KEYS);
     let mut last = None;
     for step in 0..steps {
@@ -758,7 +816,8 @@ fn model_run(seed: u64, steps: u64, with_faults: bool) {
             }
             994..996 => {
                 bench.device.fail_no_more();
-                bench = bench.restarted(); // killed
+                segment_count = wanted_count(&mut random, segment_count);
+                bench = bench.restarted_with(segment_count); // killed
                 last = None;
                 model.crash();
                 check_all(&mut bench, &mut model, true, &context);
@@ -766,7 +825,8 @@ fn model_run(seed: u64, steps: u64, with_faults: bool) {
             996..998 => {
                 bench.device.fail_no_more();
                 bench.device.lose_power();
-                bench = bench.restarted();
+                segment_count = wanted_count(&mut random, segment_count);
+                bench = bench.restarted_with(segment_count);
                 last = None;
                 model.crash();
                 check_all(&mut bench, &mut model, true, &context);
@@ -777,7 +837,13 @@ fn model_run(seed: u64, steps: u64, with_faults: bool) {
                 if let Some(last) = last.take().filter(|_| !bench.log.state.borrow().is_offline()) {
                     model.durable(last);
                 }
-                bench = if random.below(2) == 0 { bench.restarted() } else { bench.restarted_from_index() };
+                segment_count = wanted_count(&mut random, segment_count);
+                let is_read = random.below(2) == 0;
+                bench = if is_read {
+                    bench.restarted_with(segment_count)
+                } else {
+                    bench.restarted_from_index(segment_count)
+                };
                 model.crash();
                 check_all(&mut bench, &mut model, true, &context);
             }
@@ -790,17 +856,22 @@ fn model_run(seed: u64, steps: u64, with_faults: bool) {
     assert!(with_faults || found_count > 0, "{context}: nothing is found any more");
 }
 
+/// Operations for each seed: 4,000, or what MILENA_MODEL_STEPS says.
+fn model_steps() -> u64 {
+    std::env::var("MILENA_MODEL_STEPS").map_or(4_000, |text| text.parse().expect("MILENA_MODEL_STEPS is a number"))
+}
+
 #[test]
 fn random_operations_and_crashes_agree_with_the_model() {
     for seed in seeds(30) {
-        model_run(seed, 4_000, false);
+        model_run(seed, model_steps(), false);
     }
 }
 
 #[test]
 fn random_operations_crashes_and_faults_agree_with_the_model() {
     for seed in seeds(30) {
-        model_run(seed, 4_000, true);
+        model_run(seed, model_steps(), true);
     }
 }
 
@@ -891,6 +962,24 @@ fn a_disk_that_fails_for_good_is_given_up_and_nobody_hangs() {
 }
 
 #[test]
+fn a_disk_that_fails_now_and_then_until_no_segment_is_left_refuses_writes_and_nobody_hangs() {
+    let mut bench = Bench::new(16);
+    let mut is_refused = false;
+    for n in 0..40 {
+        bench.device.fail(bench.device.calls(), 1, Fault::Error);
+        match bench.put(&format!("k{n}"), &[0; 500]) {
+            Ok(position) => bench.durable(position).unwrap(),
+            Err(error) => {
+                assert_eq!(error, LogError::Full);
+                is_refused = true;
+            }
+        }
+    }
+    assert!(is_refused && bench.log.figures().is_degraded, "{:?}", bench.log.figures());
+    bench.stop();
+}
+
+#[test]
 fn a_record_that_cannot_be_read_is_a_miss_and_its_segment_is_emptied() {
     let mut bench = Bench::new(16);
     bench.put_durably("a", b"one");
@@ -907,6 +996,47 @@ fn a_record_that_cannot_be_read_is_a_miss_and_its_segment_is_emptied() {
     }
     bench.flush();
     assert!(bench.log.figures().counts.reclaimed >= 1);
+}
+
+#[test]
+fn operators_are_told_once_of_each_segment_that_fails_and_of_the_disk_that_is_given_up() {
+    let mut bench = Bench::new(16);
+    bench.put_durably("a", b"one");
+    bench.put_durably("b", b"two");
+    let told = |bench: &Bench| bench.log.take_troubles().first;
+    let segment = 0;
+    assert_eq!(told(&bench), []);
+    for name in ["a", "b", "a"] {
+        bench.device.fail(bench.device.calls(), 1, Fault::Error);
+        assert_eq!(bench.value(name), None);
+    }
+    assert_eq!(told(&bench), [Trouble::Unreadable { segment, error: DeviceError::Os(5) }]);
+    bench.device.fail(bench.device.calls(), 1, Fault::Lie);
+    assert_eq!(bench.value("b"), None);
+    let offset = 2 * BLOCK_BYTES as u32;
+    assert_eq!(told(&bench), [Trouble::Corrupt { segment, offset }]);
+    bench.device.fail(bench.device.calls() + 1, 1, Fault::Error);
+    bench.put_durably("c", b"three");
+    assert_eq!(told(&bench)[0], Trouble::Unsynced { segment, error: DeviceError::Os(5) });
+    bench.device.fail(bench.device.calls(), u64::MAX, Fault::NoSpace);
+    let position = bench.put("d", b"four").unwrap();
+    assert_eq!(bench.durable(position), Err(LogError::Offline));
+    let told_last = told(&bench);
+    let unwritable = |told: &&Trouble| matches!(told, Trouble::Unwritable { error: DeviceError::Os(28), .. });
+    assert!((1..=8).contains(&told_last.iter().filter(unwritable).count()), "{told_last:?}");
+    assert_eq!(told_last.last(), Some(&Trouble::Offline));
+    assert_eq!(told(&bench), []);
+}
+
+#[test]
+fn what_was_found_at_the_start_is_counted_and_stays_so() {
+    let mut bench = Bench::new(16);
+    bench.put_durably("a", b"one");
+    bench.put_durably("b", b"two");
+    assert_eq!(bench.log.figures().recovered_entries, 0);
+    let mut bench = bench.restarted();
+    bench.put_durably("c", b"three");
+    assert_eq!((bench.log.figures().recovered_entries, bench.log.figures().entries), (2, 3));
 }
 
 #[test]

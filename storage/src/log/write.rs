@@ -9,7 +9,7 @@ use std::{pin::pin, time::Duration};
 use futures::future::{self, Either};
 
 use super::{
-    Device, Log, LogError, Waiter,
+    Device, Log, LogError, Trouble, Waiter,
     state::{Cycle, Failures},
 };
 
@@ -75,7 +75,8 @@ impl<D: Device> Log<D> {
             async move { (batch.segment, write.await) }
         });
         for (segment, written) in future::join_all(writes).await {
-            if written.is_err() {
+            if let Err(error) = written {
+                self.notice(segment, Trouble::Unwritable { segment, error });
                 failures.writes.insert(segment);
             }
         }
@@ -85,7 +86,8 @@ impl<D: Device> Log<D> {
             async move { (segment, sync.await) }
         });
         for (segment, synced) in future::join_all(syncs).await {
-            if synced.is_err() {
+            if let Err(error) = synced {
+                self.notice(segment, Trouble::Unsynced { segment, error });
                 failures.syncs.insert(segment);
             }
         }

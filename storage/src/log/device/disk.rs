@@ -64,6 +64,18 @@ impl Disk {
         }
         Ok(Self { files: files.into() })
     }
+
+    /// Whether writes go to the disk without a stay in the page cache. glommio answers for a filesystem that has no direct
+    /// writes with an error (ramfs), or takes the flag away in silence (tmpfs).
+    pub(in crate::log) fn is_direct(&self) -> bool {
+        let is_direct = |file: &SegmentFile| {
+            let Writer::Direct(file) = &file.writer else { return false };
+            // SAFETY: no pointers, and the file is open.
+            let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+            flags & libc::O_DIRECT != 0
+        };
+        self.files.iter().all(is_direct)
+    }
 }
 
 impl Device for Disk {

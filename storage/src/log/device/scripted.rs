@@ -80,6 +80,15 @@ impl Scripted {
         Self { disk: Rc::new(disk) }
     }
 
+    /// Adds empty segments until there are `segment_count`.
+    pub(crate) fn grow(&self, segment_count: usize, segment_bytes: u32) {
+        for segments in [&self.disk.current, &self.disk.synced] {
+            let mut segments = segments.borrow_mut();
+            let count = segments.len().max(segment_count);
+            segments.resize(count, vec![0; segment_bytes as usize]);
+        }
+    }
+
     /// All calls from number `first` on fail, `count` of them.
     pub(crate) fn fail(&self, first: u64, count: u64, fault: Fault) {
         self.disk.fault.set(Some((first, count, fault)));

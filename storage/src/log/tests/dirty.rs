@@ -655,11 +655,13 @@ fn a_log_with_debts_leaves_no_index_behind() {
     bench.owe("a", "one");
     bench.stop();
     assert_eq!(saved::encode(&bench.log.state.borrow()), None);
-    let mut bench = bench.restarted_from_index();
+    let segment_count = bench.segment_count();
+    let mut bench = bench.restarted_from_index(segment_count);
     assert_eq!(bench.upload(), uploaded("a", Some("one")));
     bench.stop();
     assert!(saved::encode(&bench.log.state.borrow()).is_some());
-    let mut bench = bench.restarted_from_index();
+    let segment_count = bench.segment_count();
+    let mut bench = bench.restarted_from_index(segment_count);
     assert_eq!((bench.log.next_debt(), bench.value("a").as_deref()), (None, Some("one")));
     bench.device.lose_power();
     assert_eq!(bench.restarted().log.next_debt(), None);

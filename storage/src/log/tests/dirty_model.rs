@@ -277,7 +277,13 @@ fn model_run(seed: u64, steps: u64, with_faults: bool) {
                 if !world.bench.log.state.borrow().is_offline() {
                     world.keys.values_mut().for_each(|changes| drop(changes.0.drain(..changes.0.len() - 1)));
                 }
-                (world, last) = (world.restart(Bench::restarted_from_index), None);
+                (world, last) = (
+                    world.restart(|bench| {
+                        let segment_count = bench.segment_count();
+                        bench.restarted_from_index(segment_count)
+                    }),
+                    None,
+                );
             }
             _ => {}
         }
