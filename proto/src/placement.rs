@@ -45,7 +45,19 @@ pub fn weight(share: u32) -> u64 {
 /// The hash that places `key` of `bucket`.
 #[must_use]
 pub fn key_hash(bucket: &[u8], key: &[u8]) -> KeyHash {
-    xxh64(key, xxh64(bucket, 0))
+    key_hash_in(bucket_hash(bucket), key)
+}
+
+/// What the hashes of all keys of `bucket` begin with.
+#[must_use]
+pub fn bucket_hash(bucket: &[u8]) -> u64 {
+    xxh64(bucket, 0)
+}
+
+/// The hash that places `key` of the bucket with this [`bucket_hash`].
+#[must_use]
+pub fn key_hash_in(bucket_hash: u64, key: &[u8]) -> KeyHash {
+    xxh64(key, bucket_hash)
 }
 
 /// The slot that owns a key with hash `hash`, or `None` when every slot has weight 0.
