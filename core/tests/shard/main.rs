@@ -1,5 +1,6 @@
 //! A shard above a store that does what the test says. No runtime: futures are polled by hand.
 
+mod batches;
 mod histories;
 mod mesh;
 mod script;
