@@ -7,6 +7,7 @@
 //! `members`, `peers`, `rate_limit` and the deciding half of `authority` are pure: events and `now` in, decisions out.
 
 pub mod authority;
+pub mod batch;
 pub(crate) mod catch_up;
 pub mod config;
 pub mod forward;
