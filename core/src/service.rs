@@ -399,7 +399,7 @@ fn put_hit_head<A: Array<Item = u8>>(
         Source::Store => WireTier::S3,
     };
     put_number(head, SUCCESSFUL, 1);
-    put_bytes(head, VERSION, version.as_str().as_bytes());
+    put_bytes(head, VERSION, version.as_bytes());
     put_number(head, TIER, u64::try_from(tier as i32).expect("tiers are not negative"));
     if ttl_ms > 0 {
         put_number(head, TTL_MS, ttl_ms);

@@ -128,6 +128,12 @@ impl<'a> KeyRef<'a> {
         std::str::from_utf8(self.bucket).expect("checked to be ASCII")
     }
 
+    /// The same as bytes, which costs nothing.
+    #[must_use]
+    pub fn bucket_bytes(&self) -> &'a [u8] {
+        self.bucket
+    }
+
     /// The key within its bucket: any bytes.
     #[must_use]
     pub fn name(&self) -> &'a [u8] {

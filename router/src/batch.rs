@@ -132,7 +132,7 @@ impl<'a> Batch<'a> {
                 Err(error) => Err(invalid(error.to_string())),
             });
         }
-        let bucket = entries.iter().flatten().next().map(|entry| entry.key.bucket().as_bytes());
+        let bucket = entries.iter().flatten().next().map(|entry| entry.key.bucket_bytes());
         Ok(Self { call, message, bucket, entries })
     }
 
