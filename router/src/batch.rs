@@ -5,19 +5,20 @@
 //!                                                         └ several: one message for each, all at once
 //!                                                              │ a part fails and may be repeated: parted by the newest
 //!                                                              ▼ table, and each once more
-//!   answer ◀── results in the order of the entries ◀──────── joined
+//!   answer ◀── results in the order of the entries ◀──────── joined, as far as JOINED_BYTES_MAX allows
 //! ```
 //! What is asked of a node, and whether once more, follows the rules of a single call, for each part (`forward.rs`).
 //!
 //! A BatchGet fails with the first part that does: its results have no place for a status. A batch of writes is answered with
 //! OK; the entries of a part that failed have the code and text that its call alone would have had.
 
-use std::{rc::Rc, time::Instant};
+use std::{cell::Cell, future::poll_fn, rc::Rc, time::Instant};
 
 use ahash::HashMap;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use milena_net::grpc::{
+    client::Answer,
     pieces::{Gather, Pieces},
     server::{Message, Reply, Request},
     status::{Code, Status},
@@ -42,6 +43,13 @@ use crate::{
     service::Desk,
     stats::Op,
 };
+
+/// Bytes of large answers that one core may have in its hands to join them; more are refused. Small ones are bounded by
+/// the number of calls.
+pub const JOINED_BYTES_MAX: usize = 128 << 20;
+
+/// What a caller is told to wait, in milliseconds, when there is no room to join its answer.
+const PUSHBACK_JOINED_MS: u32 = 100;
 
 /// A BatchGet.
 pub const GET: Forwarded = Forwarded { op: Op::BatchGet, path: CACHE_BATCH_GET.path, access: Access::Read };
@@ -109,7 +117,13 @@ struct Entry<'a> {
 type Part = Vec<usize>;
 
 /// What a node answered for a part.
-type Outcome = (Part, Result<Bytes, Failure>);
+type Outcome = (Part, Result<Taken, Failure>);
+
+/// An answer that was put together here, and the room it takes until it is passed on.
+struct Taken {
+    answer: Bytes,
+    room: Option<Room>,
+}
 
 impl<'a> Batch<'a> {
     /// Finds the entries, and checks what a node would refuse.
@@ -175,16 +189,38 @@ impl<'a> Batch<'a> {
     /// Passes the batch on as it came, and its answer as that comes.
     async fn ask_untouched(&self, desk: &Desk, whole: &Part, deadline: Instant) -> Result<Reply, Failure> {
         let reached = self.reach(desk, whole, deadline)?;
-        reached.ask_in_parts(self.call.path, self.message.clone(), deadline).await.map(pass_on)
+        reached.ask(self.call.path, self.message.clone(), deadline).await.map(pass_on)
     }
 
     /// Asks the owner of a part once.
     async fn ask(&self, desk: &Desk, part: Part, deadline: Instant) -> Outcome {
-        let outcome = match self.reach(desk, &part, deadline) {
+        let answer = match self.reach(desk, &part, deadline) {
             Ok(reached) => reached.ask(self.call.path, self.message_of(&part), deadline).await,
             Err(failure) => Err(failure),
         };
-        (part, outcome)
+        let taken = match answer {
+            Ok(answer) => self.put_together(desk, answer).await,
+            Err(failure) => Err(failure),
+        };
+        (part, taken)
+    }
+
+    /// Waits for the rest of a large answer, if there is room for it. What became of writes is always taken in: they have
+    /// happened, and their results are small.
+    async fn put_together(&self, desk: &Desk, answer: Answer) -> Result<Taken, Failure> {
+        let mut body = match answer {
+            Answer::Whole(answer) => return Ok(Taken { answer, room: None }),
+            Answer::Parts(body) => body,
+        };
+        let room = match self.call.access {
+            Access::Read => Some(Room::take(&desk.joined_bytes, body.message_bytes())?),
+            Access::Write => None,
+        };
+        let mut answer = BytesMut::with_capacity(body.message_bytes());
+        while let Some(part) = poll_fn(|cx| body.poll_next(cx)).await {
+            answer.extend_from_slice(&part.map_err(Failure::Broken)?);
+        }
+        Ok(Taken { answer: answer.freeze(), room })
     }
 
     /// The same, and once more if the rules allow it.
@@ -221,8 +257,34 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// Bytes of answers that are being joined, given back when the joined one is handed over: from there on it counts as the
+/// connection's.
+struct Room {
+    joined_bytes: Rc<Cell<usize>>,
+    bytes: usize,
+}
+
+impl Room {
+    fn take(joined_bytes: &Rc<Cell<usize>>, bytes: usize) -> Result<Self, Failure> {
+        let after = joined_bytes.get() + bytes;
+        if after > JOINED_BYTES_MAX {
+            let text = format!("answers to batches that are being joined have {JOINED_BYTES_MAX} bytes already");
+            return Err(Failure::Ours(Status::resource_exhausted(text, PUSHBACK_JOINED_MS)));
+        }
+        joined_bytes.set(after);
+        Ok(Self { joined_bytes: Rc::clone(joined_bytes), bytes })
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.joined_bytes.set(self.joined_bytes.get() - self.bytes);
+    }
+}
+
 /// The answer, as it comes together.
 struct Joined {
+    rooms: Vec<Room>,
     access: Access,
     /// Encoded, by index.
     results: Vec<Bytes>,
@@ -234,7 +296,7 @@ impl Joined {
     fn new(batch: &Batch<'_>, bytes_max: usize) -> Self {
         let result = |entry: &Result<Entry<'_>, Status>| entry.as_ref().err().map_or_else(Bytes::new, put_result);
         let results = batch.entries.iter().map(result).collect();
-        Self { access: batch.call.access, results, bytes: 0, bytes_max }
+        Self { rooms: Vec::new(), access: batch.call.access, results, bytes: 0, bytes_max }
     }
 
     fn take_all(&mut self, outcomes: Vec<Outcome>) -> Result<(), Status> {
@@ -242,9 +304,12 @@ impl Joined {
     }
 
     /// Takes in what was answered for a part. A part that was not read is the end of the whole.
-    fn take(&mut self, part: &Part, outcome: Result<Bytes, Failure>) -> Result<(), Status> {
+    fn take(&mut self, part: &Part, outcome: Result<Taken, Failure>) -> Result<(), Status> {
         let taken = outcome.map_err(|failure| failure.into_status(self.access));
-        let taken = taken.and_then(|answer| self.take_results(part, &answer));
+        let taken = taken.and_then(|Taken { answer, room }| {
+            self.rooms.extend(room);
+            self.take_results(part, &answer)
+        });
         match (taken, self.access) {
             (Err(status), Access::Write) => {
                 part.iter().for_each(|index| self.results[*index] = put_result(&status));

@@ -18,7 +18,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use milena_net::grpc::{
     client::{Answer, CallError, Channel, Done},
     metadata,
@@ -85,7 +84,7 @@ pub(crate) async fn forward(desk: Rc<Desk>, call: Forwarded, request: Request) -
     let mut now = now;
     loop {
         let attempt = match reach(&desk, key, deadline, now) {
-            Ok(reached) => reached.ask_in_parts(call.path, message.clone(), deadline).await,
+            Ok(reached) => reached.ask(call.path, message.clone(), deadline).await,
             Err(failure) => Err(failure),
         };
         match attempt {
@@ -166,24 +165,14 @@ pub(crate) fn reach<'a>(
 }
 
 impl Reached<'_> {
-    /// The call; its answer is put together first.
-    pub(crate) async fn ask(self, path: &'static str, message: Pieces, deadline: Instant) -> Result<Bytes, Failure> {
-        let outcome = self.channel.call(path, message, deadline).await;
-        self.end(outcome)
-    }
-
-    /// The call; a large answer is there as soon as it has begun.
-    pub(crate) async fn ask_in_parts(
+    /// The call. A large answer is there as soon as it has begun.
+    pub(crate) async fn ask(
         self,
         path: &'static str,
-        message: Bytes,
+        message: impl Into<Pieces>,
         deadline: Instant,
     ) -> Result<Answer, Failure> {
         let outcome = self.channel.call_in_parts(path, message, deadline).await;
-        self.end(outcome)
-    }
-
-    fn end<A>(self, outcome: Result<A, CallError>) -> Result<A, Failure> {
         self.in_the_air.end(match &outcome {
             Ok(_) => Ending::Answered,
             Err(error) => ending(error),
@@ -328,6 +317,7 @@ fn value_bytes(message: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use http::HeaderValue;
     use milena_net::grpc::status::OWNER_EPOCH;
     use milena_proto::router_server::PutRequest;

@@ -67,6 +67,8 @@ pub struct Desk {
     pub(crate) channels: RefCell<Channels>,
     pub(crate) rates: RefCell<RateLimits>,
     pub(crate) stats: RefCell<Stats>,
+    /// Of answers to batches that this core joins: at most [`batch::JOINED_BYTES_MAX`].
+    pub(crate) joined_bytes: Rc<Cell<usize>>,
     /// `None` once the router is stopping: streams end with their sender.
     topology: RefCell<Option<watch::Sender>>,
     authority: mesh::Sender<ToAuthority>,
@@ -106,6 +108,7 @@ impl Desk {
             channels: RefCell::new(Channels::new(config.channels)),
             rates: RefCell::new(config.rates),
             stats: RefCell::new(Stats::default()),
+            joined_bytes: Rc::default(),
             authority: config.authority,
             questions: RefCell::new(ahash::HashMap::default()),
             next_ticket: Cell::new(0),

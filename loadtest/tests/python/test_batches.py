@@ -4,7 +4,9 @@ import os
 
 import grpc
 import pytest
+import wire
 from conftest import status_of
+from hyperframe.frame import SettingsFrame, WindowUpdateFrame
 from processes import wait_until
 
 MIB = 1 << 20
@@ -36,7 +38,8 @@ def test_what_one_batch_writes_another_reads_and_a_third_deletes_in_their_order(
     assert [result.code for result in written] == [0] * 500 and all(result.version for result in written)
     asked = [*keys[::-1], key + b"-absent", keys[7], keys[7]]
     found = batch_get(door, asked)
-    assert [result.value for result in found] == [*(b"value of " + name for name in keys[::-1]), b"", *[b"value of " + keys[7]] * 2]
+    values = [b"value of " + name if name in keys else b"" for name in asked]
+    assert [result.value for result in found] == values
     assert [result.successful for result in found] == [True] * 500 + [False, True, True]
     assert [result.version for result in found[:500]] == [result.version for result in written[::-1]]
     assert door.get(keys[3]).value == b"value of " + keys[3], "a Get alone finds the same"
@@ -64,8 +67,9 @@ def test_writes_fail_each_for_itself(door, key):
         pb.PutRequest(key=key + b"-new", bucket="default", value=b"2"),
     ]
     results = door.stub.BatchPut(pb.BatchPutRequest(entries=entries), timeout=60).results
-    expected = [None, CODE.INVALID_ARGUMENT, CODE.INVALID_ARGUMENT, CODE.ALREADY_EXISTS, CODE.ABORTED, CODE.INVALID_ARGUMENT, None]
-    assert [result.code for result in results] == [code.value[0] if code else 0 for code in expected]
+    invalid = CODE.INVALID_ARGUMENT
+    expected = [CODE.OK, invalid, invalid, CODE.ALREADY_EXISTS, CODE.ABORTED, invalid, CODE.OK]
+    assert [result.code for result in results] == [code.value[0] for code in expected]
     assert all(bool(result.message) == bool(result.code) for result in results)
     assert "1 to 1024 are allowed" in results[1].message and "5242880 are allowed" in results[5].message
     assert (door.get(key).value, door.get(key + b"-new").value) == (b"there", b"2")
@@ -108,6 +112,32 @@ def test_many_large_answers_at_once_are_all_given(door, key):
     calls = [door.stub.BatchGet.future(request, timeout=60) for _ in range(10)]
     for call in calls:
         assert [result.value for result in call.result().results] == [value for _, value in values]
+
+
+def test_a_client_that_reads_no_large_answer_costs_a_bounded_amount_and_nobody_else_waits(starter, open_door, key):
+    router = starter.router()
+    node = starter.node(STORE="none", MEMORY="1GiB", ROUTER_ADDR=f"http://{router.address}")
+    front = open_door.router(router.address)
+    topology = front.pb.TopologyRequest()
+    wait_until(lambda: front.stub.Topology(topology, timeout=20).slots, 20, "the node has joined")
+    values = [(name, os.urandom(MIB)) for name in names(key, 12)]
+    for name, value in values:
+        front.put(name, value)
+    keys = [name for name, _ in values]
+    request = front.pb.BatchGetRequest(bucket="default", keys=keys).SerializeToString()
+    for program, path in ((node, "/cache_server.Cache/BatchGet"), (router, front.path("BatchGet"))):
+        batch_get(front, keys)
+        before = program.resident_bytes()
+        # 40 answers of 12 MiB are asked for, windows are wide open, and nothing is ever read.
+        wide = {SettingsFrame.INITIAL_WINDOW_SIZE: 2**31 - 1}
+        with wire.Wire(program.address, settings=wide, receive_buffer_bytes=8192) as deaf:
+            deaf.send(WindowUpdateFrame(0, 2**31 - 1 - 65535))
+            for number in range(40):
+                deaf.start_call(2 * number + 1, path, request)
+            for name, value in values * 3:
+                assert front.get(name).value == value, "another client is served meanwhile"
+            grown = program.resident_bytes() - before
+            assert grown < 300 * MIB, f"{program.name} grew by {grown // MIB} MiB for one client that does not read"
 
 
 def test_batches_that_are_cancelled_harm_nobody(door, key):
@@ -160,7 +190,8 @@ def test_a_batch_costs_the_rate_limit_what_its_keys_would(starter, open_door, li
     router = starter.router(**{limit: "100", "CORES": "1"})
     node = starter.node(ROUTER_ADDR=router.address)
     door = open_door.router(router.address)
-    wait_until(lambda: door.stub.Topology(door.pb.TopologyRequest(), timeout=20).slots, 20, f"{node.address} has joined")
+    topology = door.pb.TopologyRequest()
+    wait_until(lambda: door.stub.Topology(topology, timeout=20).slots, 20, f"{node.address} has joined")
     batch_get(door, names(b"k", 100))
     error = status_of(batch_get, door, names(b"k", 100))
     assert error.code() == CODE.RESOURCE_EXHAUSTED
