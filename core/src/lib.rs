@@ -1,6 +1,7 @@
 //! Milena's cache node, and the operator's tool.
 
 pub(crate) mod absences;
+pub mod batch;
 pub mod complaints;
 pub mod config;
 pub mod inflight;

@@ -9,7 +9,10 @@ use milena_net::mesh::{Receiver, Sender, mailbox};
 use milena_proto::key::Key;
 use milena_storage::Timestamp;
 
-use crate::shard::{Answer, Removal, Removed, Write, Written};
+use crate::{
+    batch::{Changed, Changes, Failure, Found, Reads},
+    shard::{Answer, Removal, Removed, Write, Written},
+};
 
 /// Requests of one core that wait for others' answers.
 pub const MESH_TICKETS_MAX: usize = 1024;
@@ -23,6 +26,8 @@ pub(crate) enum Request {
     Get { key: Key, now: Timestamp },
     Put { key: Key, write: Box<Write>, now: Timestamp },
     Delete { key: Key, removal: Removal, now: Timestamp },
+    GetMany(Reads),
+    WriteMany(Changes),
 }
 
 /// The answer to the request with the same ticket.
@@ -31,6 +36,8 @@ pub(crate) enum Reply {
     Get(Answer),
     Put(Written),
     Delete(Removed),
+    GetMany(Result<Found, Failure>),
+    WriteMany(Vec<(usize, Changed)>),
 }
 
 const _: () = assert!(size_of::<Asked>() <= 128, "a message is two cache lines, not a value");

@@ -116,18 +116,18 @@ impl Ownership {
         self.view.borrow().as_ref().is_some_and(|view| view.is_anothers(hash))
     }
 
-    /// Asks for the newest table, and says whether a stray is another node's by that.
+    /// Asks for the newest table, and says whether one of these strays is another node's by that.
     ///
     /// # Errors
-    /// It is, or too many wait. When there is no newer table to be had, nobody can tell, and that is no error.
-    pub async fn check(&self, hash: KeyHash) -> Result<(), Stray> {
+    /// One is, or too many wait. When there is no newer table to be had, nobody can tell, and that is no error.
+    pub async fn check(&self, strays: &[KeyHash]) -> Result<(), Stray> {
         match ask(&self.ask).await {
             Ok(true) => {}
             Ok(false) => return Ok(()),
             Err(TooMany) => return Err(Stray::TooMany),
         }
         let view = self.view.borrow();
-        match view.as_ref().filter(|view| view.is_anothers(hash)) {
+        match view.as_ref().filter(|view| strays.iter().any(|hash| view.is_anothers(*hash))) {
             Some(view) => Err(Stray::Anothers { epoch: view.epoch }),
             None => Ok(()),
         }
@@ -278,7 +278,7 @@ mod tests {
         };
         let own = View::read(&topology(8, "ab-"), "a").owns(stray);
         let expected = if own { Ok(()) } else { Err(Stray::Anothers { epoch: 8 }) };
-        assert_eq!(finish(join(door.check(stray), router)).0, expected);
+        assert_eq!(finish(join(door.check(&[stray]), router)).0, expected);
     }
 
     #[test]
@@ -290,7 +290,7 @@ mod tests {
             door.open(Arc::new(View::read(&topology(8, "aB"), "a")));
             asker.try_send(true).unwrap();
         };
-        assert_eq!(finish(join(door.check(stray), router)).0, Ok(()));
+        assert_eq!(finish(join(door.check(&[stray]), router)).0, Ok(()));
     }
 
     #[test]
@@ -301,9 +301,9 @@ mod tests {
             let Ask(asker) = asks.recv().await.unwrap();
             asker.try_send(false).unwrap();
         };
-        assert_eq!(finish(join(door.check(stray), silent)).0, Ok(()));
+        assert_eq!(finish(join(door.check(&[stray]), silent)).0, Ok(()));
         let two = async {
-            let (first, second) = join(door.check(stray), door.check(stray)).await;
+            let (first, second) = join(door.check(&[stray]), door.check(&[stray])).await;
             (first, second)
         };
         let leaving = async {
@@ -311,6 +311,6 @@ mod tests {
         };
         assert_eq!(finish(join(two, leaving)).0, (Ok(()), Err(Stray::TooMany)));
         drop(asks);
-        assert_eq!(finish(door.check(stray)), Ok(()));
+        assert_eq!(finish(door.check(&[stray])), Ok(()));
     }
 }

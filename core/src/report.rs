@@ -29,6 +29,9 @@ pub enum Op {
     Get,
     Put,
     Delete,
+    BatchGet,
+    BatchPut,
+    BatchDelete,
 }
 
 /// How far down a call had to go.
@@ -44,15 +47,24 @@ pub enum Depth {
     None,
 }
 
-const OPS: [(Op, &str); 3] = [(Op::Get, "get"), (Op::Put, "put"), (Op::Delete, "delete")];
+const OPS: [(Op, &str); 6] = [
+    (Op::Get, "get"),
+    (Op::Put, "put"),
+    (Op::Delete, "delete"),
+    (Op::BatchGet, "batch_get"),
+    (Op::BatchPut, "batch_put"),
+    (Op::BatchDelete, "batch_delete"),
+];
 const DEPTHS: [(Depth, &str); 4] =
     [(Depth::Memory, "memory"), (Depth::Log, "disk"), (Depth::Store, "s3"), (Depth::None, "none")];
 const CODE_COUNT: usize = Code::Unauthenticated as usize + 1;
 
-/// One core's calls since its start: 6 KiB of numbers.
+/// One core's calls since its start: 12 KiB of numbers.
 #[derive(Clone, Debug, Default)]
 pub struct Calls {
     codes: [[u64; CODE_COUNT]; OPS.len()],
+    /// Of batches that were carried out.
+    entry_codes: [[u64; CODE_COUNT]; OPS.len()],
     latency: [[Latency; DEPTHS.len()]; OPS.len()],
 }
 
@@ -76,8 +88,14 @@ impl Calls {
         self.latency[op as usize][depth as usize].record(took);
     }
 
+    /// Counts entries of a batch that have ended with `code`.
+    pub fn count_entries(&mut self, op: Op, code: Code, count: usize) {
+        self.entry_codes[op as usize][code as usize] += count as u64;
+    }
+
     fn add(&mut self, other: &Self) {
-        for (count, more) in self.codes.iter_mut().flatten().zip(other.codes.iter().flatten()) {
+        let codes = self.codes.iter_mut().chain(&mut self.entry_codes).flatten();
+        for (count, more) in codes.zip(other.codes.iter().chain(&other.entry_codes).flatten()) {
             *count += more;
         }
         for (latency, more) in self.latency.iter_mut().flatten().zip(other.latency.iter().flatten()) {
@@ -151,6 +169,16 @@ fn calls_page(page: &mut Page, calls: &Calls) {
             if count > 0 {
                 let labels = [("op", name), ("code", code.name())];
                 page.counter("milena_cache_errors_total", "Calls that failed, by operation and status", &labels, count);
+            }
+        }
+    }
+    for (op, name) in OPS {
+        for code in Code::all() {
+            let count = calls.entry_codes[op as usize][code as usize];
+            if count > 0 {
+                let labels = [("op", name), ("code", code.name())];
+                let help = "Entries of batches that were carried out, by operation and status";
+                page.counter("milena_cache_batch_entries_total", help, &labels, count);
             }
         }
     }
@@ -286,9 +314,11 @@ fn request_name(request: Request) -> &'static str {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { stats, calls, .. } = self;
+        let batches: u64 = [Op::BatchGet, Op::BatchPut, Op::BatchDelete].map(|op| calls.of(op)).iter().sum();
         write!(
             f,
-            "{} gets ({} from memory, {} from disk, {} from the store, {} misses), {} puts, {} deletes, {} errors",
+            "{} gets ({} from memory, {} from disk, {} from the store, {} misses), {} puts, {} deletes, {batches} batches, \
+             {} errors",
             calls.of(Op::Get),
             stats.hits_memory,
             stats.hits_log,
@@ -310,6 +340,8 @@ mod tests {
         report.calls.count(Op::Get, Code::Ok, Depth::Memory, Duration::from_micros(50));
         report.calls.count(Op::Get, Code::Unavailable, Depth::None, Duration::from_millis(2));
         report.calls.count(Op::Put, Code::Ok, Depth::Store, Duration::from_millis(20));
+        report.calls.count(Op::BatchPut, Code::Ok, Depth::Store, Duration::from_millis(20));
+        report.calls.count_entries(Op::BatchPut, Code::Aborted, 3);
         report.stats.hits_memory = 1;
         report.stats.memory.entries = 7;
         report
@@ -321,6 +353,8 @@ mod tests {
         for line in [
             "milena_cache_requests_total{op=\"get\"} 4",
             "milena_cache_requests_total{op=\"delete\"} 0",
+            "milena_cache_requests_total{op=\"batch_put\"} 2",
+            "milena_cache_batch_entries_total{op=\"batch_put\",code=\"ABORTED\"} 6",
             "milena_cache_hits_total{tier=\"memory\"} 2",
             "milena_cache_hits_total{tier=\"s3\"} 0",
             "milena_cache_misses_total 0",
@@ -369,7 +403,7 @@ mod tests {
         let sum = Report::sum([&report(), &report()]);
         assert_eq!(
             sum.to_string(),
-            "4 gets (2 from memory, 0 from disk, 0 from the store, 0 misses), 2 puts, 0 deletes, 2 errors"
+            "4 gets (2 from memory, 0 from disk, 0 from the store, 0 misses), 2 puts, 0 deletes, 2 batches, 2 errors"
         );
     }
 }

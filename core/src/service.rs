@@ -5,9 +5,12 @@
 //!                                                        └ else ─▶ Shards          the value not copied
 //!   Put     decoded; the value stays where the message is ─▶ checked ─▶ Shards
 //!   Delete  decoded ─▶ checked ─▶ Shards
+//!   Batch…  the same for each entry: service/batch.rs
 //! ```
 //! At the common port a node answers for any key. Whoever asks at a core's own port has computed whose the key is: there, a
 //! key that is another node's is refused, when ownership.rs is certain of it.
+
+mod batch;
 
 use std::{
     cell::RefCell,
@@ -30,7 +33,7 @@ use milena_net::{
 use milena_proto::{
     cache_server::{Ack, DeleteRequest, DeleteResponse, PutRequest, PutResponse, Tier as WireTier},
     key::{Key, KeyError, KeyRef},
-    method::{CACHE_DELETE, CACHE_GET, CACHE_PUT},
+    method::{CACHE_BATCH_DELETE, CACHE_BATCH_GET, CACHE_BATCH_PUT, CACHE_DELETE, CACHE_GET, CACHE_PUT},
     placement::{self, KeyHash},
 };
 use milena_storage::{Cause, Condition, Entry, Error, Tier, Timestamp, Version, entry::VERSION_BYTES_MAX};
@@ -121,6 +124,8 @@ impl<T: Tier + 'static> CacheService<T> {
             Op::Get => self.get(message),
             Op::Put => self.put(message),
             Op::Delete => self.delete(message),
+            Op::BatchGet => self.batch_get(message, None),
+            Op::BatchPut | Op::BatchDelete => self.batch_write(op, message),
         }
     }
 
@@ -176,20 +181,29 @@ impl<T: Tier + 'static> CacheService<T> {
         })
     }
 
-    /// Where strays are refused: what to do with a message whose key may be another node's.
+    /// Where strays are refused: what to do with a message whose key, or one of whose keys, may be another node's.
     fn answer_unless_stray(&self, ownership: &Rc<Ownership>, op: Op, message: &Bytes) -> Call {
-        match KeyRef::in_message(message) {
-            Ok(key) if ownership.is_stray(key.hash()) => self.answer_stray(ownership, op, key.hash(), message.clone()),
-            Ok(key) if op == Op::Get => self.get_key(key),
-            Ok(_) | Err(_) => self.answer(op, message),
+        let strays = match op {
+            Op::Get | Op::Put | Op::Delete => match KeyRef::in_message(message) {
+                Ok(key) if ownership.is_stray(key.hash()) => vec![key.hash()],
+                Ok(key) if op == Op::Get => return self.get_key(key),
+                Ok(_) | Err(_) => Vec::new(),
+            },
+            Op::BatchGet => return self.batch_get(message, Some(ownership)),
+            Op::BatchPut | Op::BatchDelete => batch::strays(op, message, ownership),
+        };
+        if strays.is_empty() {
+            self.answer(op, message)
+        } else {
+            self.answer_stray(ownership, op, strays, message.clone())
         }
     }
 
-    /// Refuses, unless the key is ours by the router's newest table, or nobody can tell.
-    fn answer_stray(&self, ownership: &Rc<Ownership>, op: Op, hash: KeyHash, message: Bytes) -> Call {
+    /// Refuses, unless the keys are ours by the router's newest table, or nobody can tell.
+    fn answer_stray(&self, ownership: &Rc<Ownership>, op: Op, strays: Vec<KeyHash>, message: Bytes) -> Call {
         let (service, ownership, counted) = (self.share(), Rc::clone(ownership), self.counted(op));
         Call(State::Waiting(Box::pin(async move {
-            match ownership.check(hash).await {
+            match ownership.check(&strays).await {
                 Ok(()) => {
                     counted.leave_uncounted();
                     service.answer(op, &message).await
@@ -247,8 +261,8 @@ impl<T: Tier + 'static> Service for CacheService<T> {
 
     fn method(&self, path: &str) -> Option<Effect> {
         match Op::at(path)? {
-            Op::Get => Some(Effect::Reads),
-            Op::Put | Op::Delete => Some(Effect::Writes),
+            Op::Get | Op::BatchGet => Some(Effect::Reads),
+            Op::Put | Op::Delete | Op::BatchPut | Op::BatchDelete => Some(Effect::Writes),
         }
     }
 
@@ -262,10 +276,16 @@ impl<T: Tier + 'static> Service for CacheService<T> {
 }
 
 impl Op {
-    /// The operation behind a path. Batches are for a later version.
+    /// The operation behind a path.
     fn at(path: &str) -> Option<Self> {
-        const PATHS: [(&str, Op); 3] =
-            [(CACHE_GET.path, Op::Get), (CACHE_PUT.path, Op::Put), (CACHE_DELETE.path, Op::Delete)];
+        const PATHS: [(&str, Op); 6] = [
+            (CACHE_GET.path, Op::Get),
+            (CACHE_PUT.path, Op::Put),
+            (CACHE_DELETE.path, Op::Delete),
+            (CACHE_BATCH_GET.path, Op::BatchGet),
+            (CACHE_BATCH_PUT.path, Op::BatchPut),
+            (CACHE_BATCH_DELETE.path, Op::BatchDelete),
+        ];
         PATHS.iter().find(|(known, _)| *known == path).map(|(_, op)| *op)
     }
 }
@@ -336,11 +356,7 @@ fn now() -> Timestamp {
 fn found(answer: Answer, now: Timestamp, complaints: &mesh::Sender<Complaint>) -> Outcome {
     match answer {
         Ok(Some(hit)) => {
-            let depth = match hit.source {
-                Source::Memory => Depth::Memory,
-                Source::Log => Depth::Log,
-                Source::Store => Depth::Store,
-            };
+            let depth = depth_of(hit.source);
             Ok((hit_message(hit, now), depth))
         }
         // All fields of a miss have their default: no bytes at all.
@@ -349,33 +365,49 @@ fn found(answer: Answer, now: Timestamp, complaints: &mesh::Sender<Complaint>) -
     }
 }
 
-/// A `GetResponse`, its value last and not copied: fields may stand in any order.
+fn depth_of(source: Source) -> Depth {
+    match source {
+        Source::Memory => Depth::Memory,
+        Source::Log => Depth::Log,
+        Source::Store => Depth::Store,
+    }
+}
+
+/// A `GetResponse`, its value last and not copied.
 fn hit_message(hit: Hit, now: Timestamp) -> Message {
+    let ttl_ms = hit.ttl_ms(now);
+    let Hit { entry: Entry { value, version, .. }, source } = hit;
+    let value_bytes = value.len();
+    Message::new(|head| put_hit_head(head, source, &version, ttl_ms, value_bytes), value)
+}
+
+/// A `GetResponse` up to its value, which stands last: fields may stand in any order.
+fn put_hit_head<A: Array<Item = u8>>(
+    head: &mut SmallVec<A>,
+    source: Source,
+    version: &Version,
+    ttl_ms: u64,
+    value_bytes: usize,
+) {
     const SUCCESSFUL: u32 = 1;
     const VALUE: u32 = 2;
     const VERSION: u32 = 3;
     const TIER: u32 = 4;
     const TTL_MS: u32 = 5;
-    let ttl_ms = hit.ttl_ms(now);
-    let Hit { entry: Entry { value, version, .. }, source } = hit;
-    let value_bytes = value.len();
     let tier = match source {
         Source::Memory => WireTier::Memory,
         Source::Log => WireTier::Disk,
         Source::Store => WireTier::S3,
     };
-    let put_head = |head: &mut _| {
-        put_number(head, SUCCESSFUL, 1);
-        put_bytes(head, VERSION, version.as_str().as_bytes());
-        put_number(head, TIER, u64::try_from(tier as i32).expect("tiers are not negative"));
-        if ttl_ms > 0 {
-            put_number(head, TTL_MS, ttl_ms);
-        }
-        if value_bytes > 0 {
-            put_length(head, VALUE, value_bytes);
-        }
-    };
-    Message::new(put_head, value)
+    put_number(head, SUCCESSFUL, 1);
+    put_bytes(head, VERSION, version.as_bytes());
+    put_number(head, TIER, u64::try_from(tier as i32).expect("tiers are not negative"));
+    if ttl_ms > 0 {
+        put_number(head, TTL_MS, ttl_ms);
+    }
+    if value_bytes > 0 {
+        put_length(head, VALUE, value_bytes);
+    }
 }
 
 // Protocol buffers' encoding (https://protobuf.dev/programming-guides/encoding/): a field is its number and wire type as

@@ -21,10 +21,14 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use futures::{StreamExt, future::Either, stream::FuturesUnordered};
+use futures::{
+    StreamExt,
+    future::{Either, LocalBoxFuture, join_all},
+    stream::FuturesUnordered,
+};
 use milena_net::{
     fault::Fault,
-    mesh::{Receiver, Refused, Sender},
+    mesh::{Receiver, Refused, Sender, mailbox},
 };
 use milena_proto::{
     key::{Key, KeyRef},
@@ -35,6 +39,7 @@ use slab::Slab;
 
 pub use crate::message::mesh;
 use crate::{
+    batch::{Change, Changed, Changes, Failure, Found, Reads},
     message::{Answered, Asked, Ends, MESH_TICKETS_MAX, Reply, Request},
     shard::{Answer, Limit, Refusal, Removal, Removed, Shard, Write, Written},
 };
@@ -133,6 +138,95 @@ impl<T: Tier + 'static> Shards<T> {
         })
     }
 
+    /// As [`Shards::get`] for many keys, each with its index in their batch: one message to each core that owns some of
+    /// them. The values may have `bytes_max` bytes together. Dropped, it begins no more reads on any core.
+    ///
+    /// # Errors
+    /// The first that fails is the failure of all.
+    pub fn get_many(
+        self: &Rc<Self>,
+        keys: Vec<(usize, Key)>,
+        now: Timestamp,
+        bytes_max: usize,
+    ) -> impl Future<Output = Result<Found, Failure>> + use<T> {
+        let (caller, waits) = mailbox(1);
+        let parts = self.by_core(keys, |(_, key)| key.hash());
+        let parts: FuturesUnordered<LocalBoxFuture<'static, _>> = parts
+            .map(|(core, keys)| -> LocalBoxFuture<'static, _> {
+                if core == self.core {
+                    let reads = Reads { keys, now, bytes_max, caller: None };
+                    return Box::pin(reads.run(Rc::clone(&self.shard), Found::new()));
+                }
+                let first = keys[0].1.clone();
+                let failed = |refusal| Failure::Key { key: first, refusal };
+                let reads = Reads { keys, now, bytes_max, caller: Some(caller.clone()) };
+                let asking = self.ask(core, Request::GetMany(reads));
+                Box::pin(async move {
+                    let asking = match asking {
+                        Ok(asking) => asking,
+                        Err(refusal) => return Err(failed(refusal)),
+                    };
+                    match asking.await {
+                        Reply::GetMany(found) => found,
+                        _ => Err(failed(Refusal::Fault(Fault::new("Gets were answered as another request")))),
+                    }
+                })
+            })
+            .collect();
+        async move {
+            let _waits = waits;
+            let mut parts = parts;
+            let mut all = Found::new();
+            while let Some(found) = parts.next().await {
+                all.append(&mut found?);
+            }
+            Ok(all)
+        }
+    }
+
+    /// As [`Shards::put`] and [`Shards::delete`] for many, each with its index in their batch, which its outcome has too:
+    /// one message to each core that owns some of the keys. Writes of one key are done in their order.
+    pub fn write_many(
+        self: &Rc<Self>,
+        changes: Vec<(usize, Change)>,
+        now: Timestamp,
+    ) -> impl Future<Output = Vec<(usize, Changed)>> + use<T> {
+        let parts = self.by_core(changes, |(_, change)| change.key().hash());
+        let parts = parts.map(|(core, changes)| -> LocalBoxFuture<'static, _> {
+            if core == self.core {
+                return Box::pin(Changes { changes, now }.run(Rc::clone(&self.shard)));
+            }
+            let indexes: Vec<usize> = changes.iter().map(|(index, _)| *index).collect();
+            let asking = self.ask(core, Request::WriteMany(Changes { changes, now }));
+            Box::pin(async move {
+                let refusal = match asking {
+                    Ok(asking) => match asking.await {
+                        Reply::WriteMany(changed) => return changed,
+                        _ => Refusal::Fault(Fault::new("writes were answered as another request")),
+                    },
+                    // The mailbox did not take them: none was done.
+                    Err(refusal) => refusal,
+                };
+                indexes.into_iter().map(|index| (index, Err(refusal.clone()))).collect()
+            })
+        });
+        let parts = join_all(parts);
+        async move { parts.await.into_iter().flatten().collect() }
+    }
+
+    /// Parts `entries` by the cores that own their keys; cores that own none are left out.
+    fn by_core<E>(
+        &self,
+        entries: Vec<E>,
+        hash: impl Fn(&E) -> placement::KeyHash,
+    ) -> impl Iterator<Item = (usize, Vec<E>)> {
+        let mut cores: Vec<Vec<E>> = self.ask.iter().map(|_| Vec::new()).collect();
+        for entry in entries {
+            cores[self.core_of(hash(&entry))].push(entry);
+        }
+        cores.into_iter().enumerate().filter(|(_, entries)| !entries.is_empty())
+    }
+
     fn core_of(&self, hash: placement::KeyHash) -> usize {
         placement::core(hash, self.ask.len())
     }
@@ -201,7 +295,7 @@ impl<T: Tier + 'static> Shards<T> {
                 Some(answer) => Ok(Reply::Get(answer)),
                 None => Err(request),
             },
-            Request::Put { .. } | Request::Delete { .. } => Err(request),
+            Request::Put { .. } | Request::Delete { .. } | Request::GetMany(_) | Request::WriteMany(_) => Err(request),
         }
     }
 
@@ -242,6 +336,11 @@ async fn answer_later<T: Tier + 'static>(
         Request::Get { key, now } => Reply::Get(shard.get(key.as_ref(), now).await),
         Request::Put { key, write, now } => Reply::Put(shard.put(key, *write, now).await),
         Request::Delete { key, removal, now } => Reply::Delete(shard.delete(key, removal, now).await),
+        Request::GetMany(mut reads) => {
+            let found = reads.take_from_memory(&shard);
+            Reply::GetMany(reads.run(shard, found).await)
+        }
+        Request::WriteMany(changes) => Reply::WriteMany(changes.run(shard).await),
     };
     (asker, Answered { ticket, reply })
 }

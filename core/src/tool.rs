@@ -3,6 +3,7 @@
 //! ```text
 //!   milena dev ─────────────────▶ dev       a cluster of real processes on this machine
 //!   milena get|put|del|topology ─▶ ask ───▶ a router, over gRPC
+//!   milena batch ───────────────▶ batch ─▶ the same, for commands from standard input
 //!   milena log inspect ─────────▶ log       a stopped node's log on disk
 //!
 //!   exit code   0 done   1 failed   2 wrong usage   3 not found
@@ -33,6 +34,7 @@ use milena_proto::{
 use crate::config;
 
 mod ask;
+mod batch;
 mod dev;
 mod log;
 
@@ -74,6 +76,13 @@ enum Command {
     Put(Put),
     /// Removes the value under a key. Removing what is not there is no error.
     Del(Del),
+    /// Does what the lines of standard input say: get BUCKET KEY, put BUCKET KEY VALUE, del BUCKET KEY.
+    ///
+    /// One space between; a value is the rest of its line. Neighbours of one kind and bucket go as one batch. Each line is
+    /// answered with one: found VALUE, absent, done, or failed CODE: why; with --json, with an object that has op, bucket and
+    /// key and what get, put or del would have said. A line that is no command ends it with exit code 2, a batch that fails as a
+    /// whole with 1; what stands before is done. Otherwise 1 if a line failed, 3 if a key was not found.
+    Batch,
     /// Shows who is in the cluster.
     Topology,
     /// Looks at a stopped node's log on disk.
@@ -149,6 +158,20 @@ pub enum ToolError {
         /// `bucket/key`.
         key: String,
     },
+    /// A line of standard input is no command.
+    Line {
+        /// Which, from 1.
+        number: usize,
+        /// What was found, and what is allowed.
+        why: String,
+    },
+    /// Some commands of a batch were not done; the output says which.
+    Commands {
+        /// How many.
+        failed: usize,
+        /// Of how many.
+        commands: usize,
+    },
     /// The result could not be written.
     Output(io::Error),
     /// This machine cannot do it at all.
@@ -168,6 +191,7 @@ impl Tool {
             Command::Get(place) => self.get(place),
             Command::Put(put) => self.put(put),
             Command::Del(del) => self.del(del),
+            Command::Batch => self.batch(),
             Command::Topology => self.topology(),
             Command::Log(log) => log.run(self.json),
         }
@@ -219,11 +243,15 @@ impl ToolError {
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
-            Self::Router { .. } | Self::Key(_) | Self::Value { .. } | Self::ValueTooLarge { .. } => 2,
+            Self::Router { .. }
+            | Self::Key(_)
+            | Self::Value { .. }
+            | Self::ValueTooLarge { .. }
+            | Self::Line { .. } => 2,
             Self::Status { status, .. } if status.code == Code::InvalidArgument => 2,
             Self::Dev(DevError::PortBeyondLast { .. }) => 2,
             Self::NotFound { .. } => 3,
-            Self::Status { .. } | Self::Output(_) | Self::Machine(_) | Self::Dev(_) => 1,
+            Self::Status { .. } | Self::Commands { .. } | Self::Output(_) | Self::Machine(_) | Self::Dev(_) => 1,
         })
     }
 }
@@ -241,6 +269,8 @@ impl fmt::Display for ToolError {
             }
             Self::Status { router, status } => write!(f, "{router}: {status}"),
             Self::NotFound { key } => write!(f, "{key}: not found"),
+            Self::Line { number, why } => write!(f, "line {number}: {why}"),
+            Self::Commands { failed, commands } => write!(f, "{failed} of {commands} commands failed"),
             Self::Output(error) => write!(f, "cannot write the result: {error}"),
             Self::Machine(text) => f.write_str(text),
             Self::Dev(error) => error.fmt(f),

@@ -39,8 +39,7 @@ fn a_setting_that_makes_no_sense_is_one_line_and_exit_code_2() {
         (
             "WRITE_MODE",
             "back",
-            "milena-cache: --write-mode back: comes with a later version; allowed is through, where a write is in the \
-             store when it is acknowledged\n",
+            "milena-cache: --write-mode back: writes wait on the disk for the store; set DISK, or --write-mode through\n",
         ),
         ("DISK", "x", "milena-cache: --disk x: allowed is bytes, or a number with KiB, MiB, GiB or TiB\n"),
         ("LOG_FORMAT", "xml", "milena-cache: --log-format xml: not a format; allowed are text and json\n"),

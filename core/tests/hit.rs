@@ -22,9 +22,9 @@ use milena_net::{
     mesh,
 };
 use milena_proto::{
-    cache_server::{GetRequest, PutRequest},
+    cache_server::{BatchGetRequest, GetRequest, PutRequest},
     generated::DESCRIPTORS,
-    method::{CACHE_GET, CACHE_PUT},
+    method::{CACHE_BATCH_GET, CACHE_GET, CACHE_PUT},
 };
 use milena_storage::object::Object;
 use prost::Message as _;
@@ -135,6 +135,8 @@ fn take<T>(connection: &mut Connection<T>) -> Vec<u8> {
     taken
 }
 
+const KEYS: [&str; 4] = ["a", "b", "c", "k"];
+
 fn get(key: &'static str) -> Vec<u8> {
     GetRequest { key: Bytes::from_static(key.as_bytes()), bucket: "default".into() }.encode_to_vec()
 }
@@ -167,6 +169,35 @@ fn a_small_hit_allocates_nothing_for_itself() {
     let (allocations, bytes) = cost(&mut pair, "k", 32);
     println!("32 Gets of 100 bytes: {allocations} allocations, {bytes} bytes");
     assert!(allocations <= 4, "{allocations} allocations for 32 Gets");
+}
+
+#[test]
+fn a_batch_of_hits_allocates_nothing_for_each_key() {
+    let mut pair = Pair::new();
+    for key in KEYS {
+        pair.ask(CACHE_PUT.path, put(key, 100));
+        pair.turn_node();
+        pair.turn_client();
+    }
+    let batch = |key_count: usize| {
+        let key = |number: usize| Bytes::from_static(KEYS[number % KEYS.len()].as_bytes());
+        BatchGetRequest { bucket: "default".into(), keys: (0..key_count).map(key).collect() }.encode_to_vec()
+    };
+    let mut cost = |key_count: usize| {
+        pair.ask(CACHE_BATCH_GET.path, batch(key_count));
+        let bytes = take(&mut pair.client);
+        let before = ALLOCATIONS.get();
+        pair.node.receive(&bytes, pair.now);
+        let allocations = ALLOCATIONS.get() - before;
+        let (answer_count, message_bytes) = pair.turn_client();
+        assert_eq!(answer_count, 1);
+        assert!(message_bytes > key_count * 100, "all of them hit");
+        allocations
+    };
+    [100, 10, 100].into_iter().for_each(|key_count| _ = cost(key_count)); // Buffers grow, the head becomes known.
+    let (few, many) = (cost(10), cost(100));
+    println!("a batch of 10 keys: {few} allocations; of 100: {many}");
+    assert!(many <= few + 1, "{} allocations for 90 more keys", many - few);
 }
 
 #[test]

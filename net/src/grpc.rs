@@ -6,6 +6,7 @@ pub mod client;
 pub mod frame;
 pub mod health;
 pub mod metadata;
+pub mod pieces;
 pub mod reflection;
 pub mod server;
 pub mod status;

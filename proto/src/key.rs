@@ -17,7 +17,7 @@ use bytes::Bytes;
 use crate::{
     fields::{self, Field},
     limits::{BUCKET_BYTES_MAX, KEY_BYTES_MAX},
-    placement::{KeyHash, key_hash},
+    placement::{KeyHash, bucket_hash, key_hash_in},
 };
 
 /// A legal bucket and key, borrowed. Carries the hash that places it.
@@ -26,6 +26,13 @@ pub struct KeyRef<'a> {
     hash: KeyHash,
     bucket: &'a [u8],
     name: &'a [u8],
+}
+
+/// A legal bucket, borrowed: what the keys of one batch have in common is checked and hashed once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bucket<'a> {
+    hash: u64,
+    bytes: &'a [u8],
 }
 
 /// A legal bucket and key, owned in one buffer: cloning it counts a reference, nothing is copied.
@@ -61,22 +68,40 @@ pub enum KeyError {
     Malformed,
 }
 
+impl<'a> Bucket<'a> {
+    /// Checks a bucket. O(bytes).
+    ///
+    /// # Errors
+    /// A length outside 1 to [`BUCKET_BYTES_MAX`], or a character that is not allowed.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, KeyError> {
+        if bytes.is_empty() || bytes.len() > BUCKET_BYTES_MAX {
+            return Err(KeyError::BucketLength { found: bytes.len() });
+        }
+        if let Some(index) = bytes.iter().position(|byte| !byte.is_ascii_alphanumeric() && *byte != b'-') {
+            return Err(KeyError::BucketCharacter { found: bytes[index], index });
+        }
+        Ok(Self { hash: bucket_hash(bytes), bytes })
+    }
+
+    /// A key of this bucket. O(bytes).
+    ///
+    /// # Errors
+    /// A length outside 1 to [`KEY_BYTES_MAX`].
+    pub fn key(self, name: &'a [u8]) -> Result<KeyRef<'a>, KeyError> {
+        if name.is_empty() || name.len() > KEY_BYTES_MAX {
+            return Err(KeyError::KeyLength { found: name.len() });
+        }
+        Ok(KeyRef { hash: key_hash_in(self.hash, name), bucket: self.bytes, name })
+    }
+}
+
 impl<'a> KeyRef<'a> {
     /// Checks a bucket and a key and computes their hash. O(bytes).
     ///
     /// # Errors
     /// Lengths outside 1 to [`BUCKET_BYTES_MAX`] and 1 to [`KEY_BYTES_MAX`], or a character not allowed in a bucket.
     pub fn parse(bucket: &'a [u8], name: &'a [u8]) -> Result<Self, KeyError> {
-        if bucket.is_empty() || bucket.len() > BUCKET_BYTES_MAX {
-            return Err(KeyError::BucketLength { found: bucket.len() });
-        }
-        if let Some(index) = bucket.iter().position(|byte| !byte.is_ascii_alphanumeric() && *byte != b'-') {
-            return Err(KeyError::BucketCharacter { found: bucket[index], index });
-        }
-        if name.is_empty() || name.len() > KEY_BYTES_MAX {
-            return Err(KeyError::KeyLength { found: name.len() });
-        }
-        Ok(Self { hash: key_hash(bucket, name), bucket, name })
+        Bucket::parse(bucket)?.key(name)
     }
 
     /// Finds the bucket and key of a Get, Put or Delete without decoding the rest: fields 1 and 2 in each of them.
@@ -101,6 +126,12 @@ impl<'a> KeyRef<'a> {
     #[must_use]
     pub fn bucket(&self) -> &'a str {
         std::str::from_utf8(self.bucket).expect("checked to be ASCII")
+    }
+
+    /// The same as bytes, which costs nothing.
+    #[must_use]
+    pub fn bucket_bytes(&self) -> &'a [u8] {
+        self.bucket
     }
 
     /// The key within its bucket: any bytes.
@@ -211,7 +242,7 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::cache_server::PutRequest;
+    use crate::{cache_server::PutRequest, placement::key_hash};
 
     #[test]
     fn a_key_in_a_put_is_found_without_decoding_its_value() {

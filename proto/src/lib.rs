@@ -4,6 +4,7 @@
 //! become once they are known to be legal; [`placement`] says which node and which core own it;
 //! [`limits`] names every maximum that a client can meet. No I/O and no runtime in here.
 
+pub mod batch;
 pub mod fields;
 pub mod generated;
 pub mod key;

@@ -44,12 +44,24 @@ methods! {
     CACHE_PUT: "/cache_server.Cache/Put", cache::PutRequest => cache::PutResponse;
     /// A node's Delete.
     CACHE_DELETE: "/cache_server.Cache/Delete", cache::DeleteRequest => cache::DeleteResponse;
+    /// A node's BatchGet.
+    CACHE_BATCH_GET: "/cache_server.Cache/BatchGet", cache::BatchGetRequest => cache::BatchGetResponse;
+    /// A node's BatchPut.
+    CACHE_BATCH_PUT: "/cache_server.Cache/BatchPut", cache::BatchPutRequest => cache::BatchPutResponse;
+    /// A node's BatchDelete.
+    CACHE_BATCH_DELETE: "/cache_server.Cache/BatchDelete", cache::BatchDeleteRequest => cache::BatchDeleteResponse;
     /// A router's Get.
     ROUTER_GET: "/router_server.Router/Get", router::GetRequest => router::GetResponse;
     /// A router's Put.
     ROUTER_PUT: "/router_server.Router/Put", router::PutRequest => router::PutResponse;
     /// A router's Delete.
     ROUTER_DELETE: "/router_server.Router/Delete", router::DeleteRequest => router::DeleteResponse;
+    /// A router's BatchGet.
+    ROUTER_BATCH_GET: "/router_server.Router/BatchGet", router::BatchGetRequest => router::BatchGetResponse;
+    /// A router's BatchPut.
+    ROUTER_BATCH_PUT: "/router_server.Router/BatchPut", router::BatchPutRequest => router::BatchPutResponse;
+    /// A router's BatchDelete.
+    ROUTER_BATCH_DELETE: "/router_server.Router/BatchDelete", router::BatchDeleteRequest => router::BatchDeleteResponse;
     /// Joins the cluster, or renews the lease.
     ROUTER_JOIN: "/router_server.Router/Join", router::JoinRequest => router::JoinResponse;
     /// Leaves the cluster.

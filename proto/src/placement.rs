@@ -45,7 +45,19 @@ pub fn weight(share: u32) -> u64 {
 /// The hash that places `key` of `bucket`.
 #[must_use]
 pub fn key_hash(bucket: &[u8], key: &[u8]) -> KeyHash {
-    xxh64(key, xxh64(bucket, 0))
+    key_hash_in(bucket_hash(bucket), key)
+}
+
+/// What the hashes of all keys of `bucket` begin with.
+#[must_use]
+pub fn bucket_hash(bucket: &[u8]) -> u64 {
+    xxh64(bucket, 0)
+}
+
+/// The hash that places `key` of the bucket with this [`bucket_hash`].
+#[must_use]
+pub fn key_hash_in(bucket_hash: u64, key: &[u8]) -> KeyHash {
+    xxh64(key, bucket_hash)
 }
 
 /// The slot that owns a key with hash `hash`, or `None` when every slot has weight 0.
@@ -80,6 +92,9 @@ pub fn virtual_shard(hash: KeyHash) -> u32 {
 #[must_use]
 pub fn core(hash: KeyHash, core_count: usize) -> usize {
     assert!(core_count >= 1);
+    if core_count == 1 {
+        return 0; // Only for speed.
+    }
     virtual_shard(hash) as usize * core_count / VIRTUAL_SHARDS as usize
 }
 

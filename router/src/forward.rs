@@ -18,10 +18,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use milena_net::grpc::{
-    client::{Answer, CallError, Done},
+    client::{Answer, CallError, Channel, Done},
     metadata,
+    pieces::Pieces,
     server::{Message, Reply, Request},
     status::{Code, RETRY_PUSHBACK, Status},
 };
@@ -30,6 +30,7 @@ use milena_proto::{
     key::KeyRef,
     method::{CACHE_DELETE, CACHE_GET, CACHE_PUT},
 };
+use smallvec::smallvec;
 
 use crate::{
     catch_up,
@@ -53,8 +54,8 @@ const PUSHBACK_FULL_MS: u32 = 100;
 pub struct Forwarded {
     /// For metrics.
     pub op: Op,
-    path: &'static str,
-    access: Access,
+    pub(crate) path: &'static str,
+    pub(crate) access: Access,
 }
 
 /// A Get.
@@ -74,82 +75,114 @@ pub(crate) async fn forward(desk: Rc<Desk>, call: Forwarded, request: Request) -
     let deadline = deadline.unwrap_or(now + DEADLINE_DEFAULT);
     let key = KeyRef::in_message(&message).map_err(|error| invalid(error.to_string()))?;
     check_value(&message, desk.value_bytes_max)?;
-    desk.rates.borrow_mut().admit(peer, || key.bucket(), now).map_err(|limited| turn_away(&desk, limited))?;
+    desk.rates
+        .borrow_mut()
+        .admit(peer, || smallvec![(key.bucket(), 1)], now)
+        .map_err(|limited| turn_away(&desk, limited))?;
 
     let mut air = InTheAir::begin(&desk);
     let mut now = now;
     loop {
-        let failure = match attempt(&desk, call, key, &message, deadline, now).await {
-            Ok(answer) => return Ok(pass_on(answer)),
-            Err(failure) => failure,
+        let attempt = match reach(&desk, key, deadline, now) {
+            Ok(reached) => reached.ask(call.path, message.clone(), deadline).await,
+            Err(failure) => Err(failure),
         };
-        now = Instant::now();
-        let has_time = deadline.saturating_duration_since(now) >= DEADLINE_MIN;
-        if !(has_time && failure.may_be_repeated(call.access) && air.begin_retry()) {
-            return Err(failure.into_status(call.access));
+        match attempt {
+            Ok(answer) => return Ok(pass_on(answer)),
+            Err(failure) if may_try_again(&desk, call, &failure, &mut air, deadline).await => now = Instant::now(),
+            Err(failure) => return Err(failure.into_status(call.access)),
         }
-        if let Failure::NotOwner(status) = &failure {
-            catch_up::with(&desk, status, deadline).await;
-        }
-        desk.stats.borrow_mut().retries += 1;
     }
 }
 
-fn pass_on(answer: Answer) -> Reply {
+/// Whether a call that failed may be made once more; returns when the time has come to do so.
+pub(crate) async fn may_try_again(
+    desk: &Desk,
+    call: Forwarded,
+    failure: &Failure,
+    air: &mut InTheAir<'_>,
+    deadline: Instant,
+) -> bool {
+    let has_time = deadline.saturating_duration_since(Instant::now()) >= DEADLINE_MIN;
+    if !(has_time && failure.may_be_repeated(call.access) && air.begin_retry()) {
+        return false;
+    }
+    if let Failure::NotOwner(status) = failure {
+        catch_up::with(desk, status, deadline).await;
+    }
+    desk.stats.borrow_mut().retries += 1;
+    true
+}
+
+pub(crate) fn pass_on(answer: Answer) -> Reply {
     match answer {
         Answer::Whole(message) => Reply::Message(Message::from(message)),
         Answer::Parts(body) => Reply::Parts(body),
     }
 }
 
-/// One call to the node that the view of this moment names.
-async fn attempt(
-    desk: &Rc<Desk>,
-    call: Forwarded,
+/// The way to the core that owns a key, and the right to make one call there, given back with it.
+pub(crate) struct Reached<'a> {
+    in_the_air: Asked<'a>,
+    /// Held until the answer is there: it ends with its last holder.
+    channel: Channel,
+}
+
+/// The owner of `key` by the view of this moment, if it may be asked.
+pub(crate) fn reach<'a>(
+    desk: &'a Desk,
     key: KeyRef<'_>,
-    message: &Bytes,
     deadline: Instant,
     now: Instant,
-) -> Result<Answer, Failure> {
+) -> Result<Reached<'a>, Failure> {
     if deadline.saturating_duration_since(now) < DEADLINE_MIN {
         return Err(Failure::Ours(Status::new(Code::DeadlineExceeded, "the deadline passed at the router")));
     }
-    let (in_the_air, channel) = {
-        // Nothing of the view is kept, not even a count of who holds it: other cores hold it too.
-        let view = desk.view.borrow();
-        let Some(owner) = view.owner(key) else {
-            return Err(Failure::Ours(Status::new(Code::Unavailable, "no node is alive that could own the key")));
-        };
-        let begun = desk.peers.borrow_mut().begin(owner.slot);
-        let begun = begun.map_err(|barred| match barred {
-            Barred::Open => Failure::Ours(Status::new(
-                Code::Unavailable,
-                format!("node {} does not answer; it is tried again in the background", owner.member),
-            )),
-            Barred::Full => Failure::Ours(Status::resource_exhausted(
-                format!("node {} has too many calls in the air", owner.member),
-                PUSHBACK_FULL_MS,
-            )),
-        })?;
-        // From here on the call is given back, also when this future is dropped.
-        let in_the_air = Asked { desk, call: Some(begun) };
-        let address = owner.member.address_of(owner.core);
-        let channel = desk.channels.borrow_mut().to(address).map_err(|error| {
+    // Nothing of the view is kept, not even a count of who holds it: other cores hold it too.
+    let view = desk.view.borrow();
+    let Some(owner) = view.owner(key) else {
+        return Err(Failure::Ours(Status::new(Code::Unavailable, "no node is alive that could own the key")));
+    };
+    let begun = desk.peers.borrow_mut().begin(owner.slot);
+    let begun = begun.map_err(|barred| match barred {
+        Barred::Open => Failure::Ours(Status::new(
+            Code::Unavailable,
+            format!("node {} does not answer; it is tried again in the background", owner.member),
+        )),
+        Barred::Full => Failure::Ours(Status::resource_exhausted(
+            format!("node {} has too many calls in the air", owner.member),
+            PUSHBACK_FULL_MS,
+        )),
+    })?;
+    // From here on the call is given back, also when this future is dropped.
+    let in_the_air = Asked { desk, call: Some(begun) };
+    let address = owner.member.address_of(owner.core);
+    let channel =
+        desk.channels.borrow_mut().to(address).map_err(|error| {
             Failure::Ours(Status::new(Code::Unavailable, format!("node {}: {error}", owner.member)))
         })?;
-        (in_the_air, channel)
-    };
-    // The channel is held until the answer is there: it ends with its last holder.
-    let outcome = channel.call_in_parts(call.path, message.clone(), deadline).await;
-    in_the_air.end(match &outcome {
-        Ok(_) => Ending::Answered,
-        Err(error) => ending(error),
-    });
-    outcome.map_err(|error| match error.done {
-        Done::Answered if error.status.owner_epoch().is_some() => Failure::NotOwner(error.status),
-        Done::Answered => Failure::Theirs(error.status),
-        Done::No | Done::Unknown => Failure::Broken(error),
-    })
+    Ok(Reached { in_the_air, channel })
+}
+
+impl Reached<'_> {
+    /// The call. A large answer is there as soon as it has begun.
+    pub(crate) async fn ask(
+        self,
+        path: &'static str,
+        message: impl Into<Pieces>,
+        deadline: Instant,
+    ) -> Result<Answer, Failure> {
+        let outcome = self.channel.call_in_parts(path, message, deadline).await;
+        self.in_the_air.end(match &outcome {
+            Ok(_) => Ending::Answered,
+            Err(error) => ending(error),
+        });
+        outcome.map_err(|error| match error.done {
+            Done::Answered if error.status.owner_epoch().is_some() => Failure::NotOwner(error.status),
+            Done::Answered => Failure::Theirs(error.status),
+            Done::No | Done::Unknown => Failure::Broken(error),
+        })
+    }
 }
 
 /// What a failed call says about the node.
@@ -165,7 +198,7 @@ fn ending(error: &CallError) -> Ending {
 }
 
 /// Why an attempt brought no answer.
-enum Failure {
+pub(crate) enum Failure {
     /// The router's own doing: the node was not asked.
     Ours(Status),
     /// The node's answer.
@@ -185,7 +218,7 @@ impl Failure {
         }
     }
 
-    fn into_status(self, access: Access) -> Status {
+    pub(crate) fn into_status(self, access: Access) -> Status {
         match self {
             Self::Ours(status) => status,
             Self::Theirs(mut status) | Self::NotOwner(mut status) => {
@@ -225,13 +258,13 @@ impl Drop for Asked<'_> {
 }
 
 /// A request under way, with or without its retry.
-struct InTheAir<'a> {
+pub(crate) struct InTheAir<'a> {
     desk: &'a Desk,
     is_retried: bool,
 }
 
 impl<'a> InTheAir<'a> {
-    fn begin(desk: &'a Desk) -> Self {
+    pub(crate) fn begin(desk: &'a Desk) -> Self {
         desk.peers.borrow_mut().begin_request();
         Self { desk, is_retried: false }
     }
@@ -250,11 +283,11 @@ impl Drop for InTheAir<'_> {
     }
 }
 
-fn invalid(text: String) -> Status {
+pub(crate) fn invalid(text: String) -> Status {
     Status::new(Code::InvalidArgument, text)
 }
 
-fn turn_away(desk: &Desk, limited: Limited) -> Status {
+pub(crate) fn turn_away(desk: &Desk, limited: Limited) -> Status {
     desk.stats.borrow_mut().limited[limited.by as usize] += 1;
     let pushback_ms = u32::try_from(limited.wait.as_millis() + 1).unwrap_or(u32::MAX);
     Status::resource_exhausted(format!("the rate limit of this {} is reached", limited.by.name()), pushback_ms)
@@ -264,7 +297,7 @@ fn turn_away(desk: &Desk, limited: Limited) -> Status {
 const VALUE_FIELD: u32 = 3;
 
 /// Refuses a value that is too large before it travels any further. Costs nothing for a message that cannot hold one.
-fn check_value(message: &[u8], value_bytes_max: usize) -> Result<(), Status> {
+pub(crate) fn check_value(message: &[u8], value_bytes_max: usize) -> Result<(), Status> {
     if message.len() <= value_bytes_max {
         return Ok(());
     }
@@ -284,6 +317,7 @@ fn value_bytes(message: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use http::HeaderValue;
     use milena_net::grpc::status::OWNER_EPOCH;
     use milena_proto::router_server::PutRequest;

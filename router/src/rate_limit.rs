@@ -6,6 +6,9 @@
 //!   let in        now ≥ theirs - tolerance        theirs = max(theirs, now) + 1 / rate
 //!   turned away   otherwise                       nothing changes; come back when it holds
 //! ```
+//! A batch of n keys is n requests that come at once, and is let in if the last of them would be. One that is larger than a
+//! burst, which then never would, is let in when nothing is owed, and all of it is owed from then on.
+//!
 //! The tolerance is one second, less one interval: a rate of 100 lets a burst of 100 in, and then 100 a second, evenly.
 //!
 //! Each core has an equal share of every rate and counts alone, so with one core a limit is exact. With several, a client
@@ -17,6 +20,8 @@ use std::{
     net::{IpAddr, Ipv6Addr},
     time::{Duration, Instant},
 };
+
+use smallvec::SmallVec;
 
 /// Clients, or buckets, that one core remembers. Whoever was not heard of for longest is forgotten first, and forgotten
 /// means let in: the table is a bound on memory, not a defence against a million addresses.
@@ -82,6 +87,9 @@ impl By {
     }
 }
 
+/// What is asked for: how many requests of which buckets.
+pub type Costs<'a> = SmallVec<[(&'a str, u64); 1]>;
+
 /// Nanoseconds since the limits began.
 type TheoreticalArrival = u64;
 
@@ -100,14 +108,15 @@ impl Rate {
         Some(Self { interval_ns, tolerance_ns: SECOND_NS.saturating_sub(interval_ns) })
     }
 
-    /// Whether a request is let in at `now`; if not, after how many nanoseconds it will be.
-    fn check(self, theirs: TheoreticalArrival, now: u64) -> Result<(), u64> {
-        let early = theirs.saturating_sub(now);
+    /// Whether `count` requests are let in at `now`; if not, after how many nanoseconds they will be.
+    fn check(self, theirs: TheoreticalArrival, now: u64, count: u64) -> Result<(), u64> {
+        let others_ns = count.saturating_sub(1).saturating_mul(self.interval_ns);
+        let early = theirs.saturating_sub(now) + others_ns.min(self.tolerance_ns);
         if early <= self.tolerance_ns { Ok(()) } else { Err(early - self.tolerance_ns) }
     }
 
-    fn next(self, theirs: TheoreticalArrival, now: u64) -> TheoreticalArrival {
-        theirs.max(now) + self.interval_ns
+    fn next(self, theirs: TheoreticalArrival, now: u64, count: u64) -> TheoreticalArrival {
+        theirs.max(now).saturating_add(count.saturating_mul(self.interval_ns))
     }
 }
 
@@ -124,16 +133,22 @@ impl RateLimits {
         }
     }
 
-    /// Counts a request of `client` for a bucket, if every limit lets it in; otherwise it costs nothing. O(1), and nothing
+    /// Counts what `client` asks for, if every limit lets all of it in; otherwise it costs nothing. O(buckets), and nothing
     /// at all where no limit is set.
     ///
     /// # Errors
     /// Which limit does not, and how long it will not.
-    pub fn admit<'a>(&mut self, client: IpAddr, bucket: impl FnOnce() -> &'a str, now: Instant) -> Result<(), Limited> {
+    pub fn admit<'a>(
+        &mut self,
+        client: IpAddr,
+        costs: impl FnOnce() -> Costs<'a>,
+        now: Instant,
+    ) -> Result<(), Limited> {
         if let Self { router: None, clients: None, buckets: None, .. } = self {
             return Ok(());
         }
-        let bucket = bucket();
+        let costs = costs();
+        let count = costs.iter().map(|(_, count)| count).sum();
         let now = u64::try_from(now.saturating_duration_since(self.begin).as_nanos()).unwrap_or(u64::MAX);
         let client = network(client);
 
@@ -146,28 +161,32 @@ impl RateLimits {
             }
         };
         if let Some((rate, theirs)) = &self.router {
-            ask(By::Router, rate.check(*theirs, now));
+            ask(By::Router, rate.check(*theirs, now, count));
         }
         if let Some((rate, clients)) = &mut self.clients {
-            ask(By::Client, rate.check(clients.get(&client), now));
+            ask(By::Client, rate.check(clients.get(&client), now, count));
         }
         if let Some((rate, buckets)) = &mut self.buckets {
-            ask(By::Bucket, rate.check(buckets.get(bucket), now));
+            for (bucket, count) in &costs {
+                ask(By::Bucket, rate.check(buckets.get(*bucket), now, *count));
+            }
         }
         if let Some((by, wait)) = refused {
             return Err(Limited { by, wait: Duration::from_nanos(wait) });
         }
 
         if let Some((rate, theirs)) = &mut self.router {
-            *theirs = rate.next(*theirs, now);
+            *theirs = rate.next(*theirs, now, count);
         }
         if let Some((rate, clients)) = &mut self.clients {
             let theirs = clients.get(&client);
-            clients.set(&client, rate.next(theirs, now));
+            clients.set(&client, rate.next(theirs, now, count));
         }
         if let Some((rate, buckets)) = &mut self.buckets {
-            let theirs = buckets.get(bucket);
-            buckets.set(bucket, rate.next(theirs, now));
+            for (bucket, count) in costs {
+                let theirs = buckets.get(bucket);
+                buckets.set(bucket, rate.next(theirs, now, count));
+            }
         }
         Ok(())
     }
@@ -244,7 +263,11 @@ mod tests {
 
     impl Gate {
         fn ask(&mut self, client: IpAddr, bucket: &str, ms: u64) -> Result<(), Limited> {
-            self.limits.admit(client, || bucket, self.begin + Duration::from_millis(ms))
+            self.ask_many(client, &[(bucket, 1)], ms)
+        }
+
+        fn ask_many(&mut self, client: IpAddr, costs: &[(&str, u64)], ms: u64) -> Result<(), Limited> {
+            self.limits.admit(client, || costs.iter().copied().collect(), self.begin + Duration::from_millis(ms))
         }
 
         /// How many of a thousand at once are let in.
@@ -337,6 +360,32 @@ mod tests {
         }
         let (_, clients) = gate.limits.clients.as_ref().unwrap();
         assert!(clients.young.len() + clients.old.len() <= REMEMBERED_MAX);
+    }
+
+    #[test]
+    fn a_batch_costs_as_much_as_its_keys_would_one_by_one() {
+        let mut gate = gate(RateSettings { router: 100, ..Default::default() }, 1);
+        assert!(gate.ask_many(HERE, &[("b", 60)], 0).is_ok());
+        let limited = gate.ask_many(HERE, &[("b", 60)], 0).unwrap_err();
+        assert_eq!(limited.wait, Duration::from_millis(200));
+        assert_eq!(gate.burst(0), 40, "what was turned away cost nothing");
+    }
+
+    #[test]
+    fn a_batch_larger_than_a_burst_waits_until_nothing_is_owed_and_then_owes_all_of_it() {
+        let mut gate = gate(RateSettings { router: 10, ..Default::default() }, 1);
+        gate.ask(HERE, "b", 0).unwrap();
+        assert_eq!(gate.ask_many(HERE, &[("b", 50)], 0).unwrap_err().wait, Duration::from_millis(100));
+        gate.ask_many(HERE, &[("b", 50)], 100).unwrap();
+        assert_eq!(gate.ask(HERE, "b", 100).unwrap_err().wait, Duration::from_millis(4_100));
+    }
+
+    #[test]
+    fn a_batch_of_several_buckets_costs_each_its_own() {
+        let mut gate = gate(RateSettings { bucket: 10, ..Default::default() }, 1);
+        gate.ask_many(HERE, &[("a", 9), ("b", 2)], 0).unwrap();
+        assert_eq!(gate.ask_many(HERE, &[("a", 2), ("b", 1)], 0).unwrap_err().by, By::Bucket);
+        gate.ask_many(HERE, &[("a", 1), ("b", 8)], 0).unwrap();
     }
 
     #[test]

@@ -274,7 +274,10 @@ impl CoreStart {
         let desk = Desk::new(DeskConfig {
             core: self.core,
             value_bytes_max: self.value_bytes_max,
-            channels: ChannelLimits { profile: &LINK, message_bytes_max },
+            channels: ChannelLimits {
+                profile: &LINK,
+                message_bytes_max: limits::batch_answer_bytes_max(self.value_bytes_max),
+            },
             rates: RateLimits::new(self.rates, self.core_count, Instant::now()),
             authority: self.authority,
             view: self.view,

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   Get Put Delete          forward.rs: to the node that owns the key
+//!   BatchGet …Put …Delete   batch.rs: to the nodes that own the keys
 //!   Join Leave              a question to the authority's core, by mailbox; its answer by mailbox
 //!   Topology WatchTopology  the core's own copy of the view, encoded once for all who ask
 //! ```
@@ -32,8 +33,8 @@ use milena_net::{
 };
 use milena_proto::{
     method::{
-        HEALTH_CHECK, ROUTER_DELETE, ROUTER_GET, ROUTER_JOIN, ROUTER_LEAVE, ROUTER_PUT, ROUTER_TOPOLOGY,
-        ROUTER_WATCH_TOPOLOGY,
+        HEALTH_CHECK, ROUTER_BATCH_DELETE, ROUTER_BATCH_GET, ROUTER_BATCH_PUT, ROUTER_DELETE, ROUTER_GET, ROUTER_JOIN,
+        ROUTER_LEAVE, ROUTER_PUT, ROUTER_TOPOLOGY, ROUTER_WATCH_TOPOLOGY,
     },
     router_server as wire,
 };
@@ -41,6 +42,7 @@ use prost::Message as _;
 
 use crate::{
     authority::{Answer, Asker, Question, ToAuthority},
+    batch,
     forward::{self, Forwarded},
     members::{Member, Refusal, View, is_address},
     peers::{Call, Ending, FAILURES_MAX, PROBE_MAX, Peers, Probe},
@@ -66,6 +68,8 @@ pub struct Desk {
     pub(crate) channels: RefCell<Channels>,
     pub(crate) rates: RefCell<RateLimits>,
     pub(crate) stats: RefCell<Stats>,
+    /// Of answers to batches that this core joins: at most [`batch::JOINED_BYTES_MAX`].
+    pub(crate) joined_bytes: Rc<Cell<usize>>,
     /// `None` once the router is stopping: streams end with their sender.
     topology: RefCell<Option<watch::Sender>>,
     authority: mesh::Sender<ToAuthority>,
@@ -105,6 +109,7 @@ impl Desk {
             channels: RefCell::new(Channels::new(config.channels)),
             rates: RefCell::new(config.rates),
             stats: RefCell::new(Stats::default()),
+            joined_bytes: Rc::default(),
             authority: config.authority,
             questions: RefCell::new(ahash::HashMap::default()),
             next_ticket: Cell::new(0),
@@ -313,10 +318,11 @@ pub struct RouterService {
     desk: Rc<Desk>,
 }
 
-/// The methods that are here. Batches are for a later version.
+/// The methods that are here.
 #[derive(Clone, Copy, Debug)]
 enum Method {
     Forward(Forwarded),
+    Batch(Forwarded),
     Join,
     Leave,
     Topology,
@@ -325,10 +331,13 @@ enum Method {
 
 impl Method {
     fn at(path: &str) -> Option<Self> {
-        const METHODS: [(&str, Method); 7] = [
+        const METHODS: [(&str, Method); 10] = [
             (ROUTER_GET.path, Method::Forward(forward::GET)),
             (ROUTER_PUT.path, Method::Forward(forward::PUT)),
             (ROUTER_DELETE.path, Method::Forward(forward::DELETE)),
+            (ROUTER_BATCH_GET.path, Method::Batch(batch::GET)),
+            (ROUTER_BATCH_PUT.path, Method::Batch(batch::PUT)),
+            (ROUTER_BATCH_DELETE.path, Method::Batch(batch::DELETE)),
             (ROUTER_JOIN.path, Method::Join),
             (ROUTER_LEAVE.path, Method::Leave),
             (ROUTER_TOPOLOGY.path, Method::Topology),
@@ -339,7 +348,7 @@ impl Method {
 
     fn op(self) -> Op {
         match self {
-            Self::Forward(call) => call.op,
+            Self::Forward(call) | Self::Batch(call) => call.op,
             Self::Join => Op::Join,
             Self::Leave => Op::Leave,
             Self::Topology => Op::Topology,
@@ -363,7 +372,7 @@ impl Service for RouterService {
     fn method(&self, path: &str) -> Option<Effect> {
         Some(match Method::at(path)?.op() {
             // Sent is sent: whether its caller is still there or not, the outcome is counted and the breaker learns of it.
-            Op::Put | Op::Delete => Effect::Writes,
+            Op::Put | Op::Delete | Op::BatchPut | Op::BatchDelete => Effect::Writes,
             _ => Effect::Reads,
         })
     }
@@ -375,6 +384,7 @@ impl Service for RouterService {
             let counted = Counted { desk: Rc::clone(&desk), op: method.op(), code: Code::Cancelled };
             let outcome = match method {
                 Method::Forward(call) => forward::forward(desk, call, request).await,
+                Method::Batch(call) => batch::forward(desk, call, request).await,
                 Method::Join => desk.join(request.message).await.map(Reply::Message),
                 Method::Leave => desk.leave(request.message).await.map(Reply::Message),
                 Method::Topology => desk.topology(false),

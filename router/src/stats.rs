@@ -23,6 +23,12 @@ pub enum Op {
     Put,
     /// A Delete.
     Delete,
+    /// A BatchGet.
+    BatchGet,
+    /// A BatchPut.
+    BatchPut,
+    /// A BatchDelete.
+    BatchDelete,
     /// A Join, renewals included.
     Join,
     /// A Leave.
@@ -35,8 +41,18 @@ pub enum Op {
 
 impl Op {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 7] =
-        [Self::Get, Self::Put, Self::Delete, Self::Join, Self::Leave, Self::Topology, Self::WatchTopology];
+    pub const ALL: [Self; 10] = [
+        Self::Get,
+        Self::Put,
+        Self::Delete,
+        Self::BatchGet,
+        Self::BatchPut,
+        Self::BatchDelete,
+        Self::Join,
+        Self::Leave,
+        Self::Topology,
+        Self::WatchTopology,
+    ];
 
     /// As on the label `op`.
     #[must_use]
@@ -45,6 +61,9 @@ impl Op {
             Self::Get => "get",
             Self::Put => "put",
             Self::Delete => "delete",
+            Self::BatchGet => "batch_get",
+            Self::BatchPut => "batch_put",
+            Self::BatchDelete => "batch_delete",
             Self::Join => "join",
             Self::Leave => "leave",
             Self::Topology => "topology",

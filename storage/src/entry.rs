@@ -39,6 +39,12 @@ impl Version {
         Self(text)
     }
 
+    /// The version as bytes, which costs nothing.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// The version as text.
     #[must_use]
     pub fn as_str(&self) -> &str {

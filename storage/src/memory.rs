@@ -347,7 +347,7 @@ impl Memory {
             let slot = self.slots.get(index);
             slot.hash == hash && {
                 let record = self.blocks.record(slot.location());
-                record.name == key.name() && record.bucket == key.bucket().as_bytes()
+                record.name == key.name() && record.bucket == key.bucket_bytes()
             }
         };
         self.tables[table_of(hash)].find(spread(hash), is_it).copied()
@@ -356,7 +356,7 @@ impl Memory {
     fn find_version(&self, key: KeyRef<'_>, version: &Version) -> Option<u32> {
         self.find(key).filter(|&index| {
             let record = self.blocks.record(self.slots.get(index).location());
-            record.version == version.as_str().as_bytes()
+            record.version == version.as_bytes()
         })
     }
 

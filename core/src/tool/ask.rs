@@ -78,7 +78,7 @@ impl Tool {
     }
 
     /// Asks the router once, from a core of its own.
-    fn ask<Q, A>(&self, method: Method<Q, A>, request: Q) -> Result<A, ToolError>
+    pub(super) fn ask<Q, A>(&self, method: Method<Q, A>, request: Q) -> Result<A, ToolError>
     where
         Q: prost::Message + 'static,
         A: prost::Message + Default + 'static,
@@ -103,9 +103,9 @@ impl Tool {
 
 /// The largest value that any node may hold fits.
 const LIMITS: ChannelLimits =
-    ChannelLimits { profile: &LINK, message_bytes_max: limits::message_bytes_max(limits::VALUE_BYTES_MAX) };
+    ChannelLimits { profile: &LINK, message_bytes_max: limits::batch_answer_bytes_max(limits::VALUE_BYTES_MAX) };
 
-fn print(mut output: impl Write, bytes: &[u8]) -> Result<(), ToolError> {
+pub(super) fn print(mut output: impl Write, bytes: &[u8]) -> Result<(), ToolError> {
     match output.write_all(bytes).and_then(|()| output.flush()) {
         // `milena get | head`: whoever reads has seen enough.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ToolError::Output(error)),
@@ -113,7 +113,7 @@ fn print(mut output: impl Write, bytes: &[u8]) -> Result<(), ToolError> {
     }
 }
 
-fn found_json(response: &GetResponse) -> Value {
+pub(super) fn found_json(response: &GetResponse) -> Value {
     if !response.successful {
         return json!({ "found": false });
     }
@@ -123,14 +123,19 @@ fn found_json(response: &GetResponse) -> Value {
         "tier": response.tier().as_str_name(),
         "ttl_ms": response.ttl_ms,
     });
-    match std::str::from_utf8(&response.value) {
-        Ok(text) => found["value"] = text.into(),
-        Err(_) => found["value_base64"] = BASE64_STANDARD.encode(&response.value).into(),
-    }
+    put_text(&mut found, "value", &response.value);
     if response.tier() == Tier::Unspecified {
         found["tier"] = Value::Null; // An old node does not say.
     }
     found
+}
+
+/// Text as `name`, other bytes as `name_base64`.
+pub(super) fn put_text(json: &mut Value, name: &str, bytes: &[u8]) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => json[name] = text.into(),
+        Err(_) => json[format!("{name}_base64")] = BASE64_STANDARD.encode(bytes).into(),
+    }
 }
 
 /// The share of a slot, where everybody's full one is 1.

@@ -28,9 +28,15 @@ use milena_net::{
     stream::ReadBuffer,
 };
 use milena_proto::{
-    cache_server::{Ack, DeleteRequest, DeleteResponse, GetRequest, GetResponse, PutRequest, PutResponse, Tier},
+    cache_server::{
+        Ack, BatchDeleteRequest, BatchGetRequest, BatchPutRequest, DeleteRequest, DeleteResponse, GetRequest,
+        GetResponse, PutRequest, PutResponse, Tier,
+    },
     grpc_health_v1::HealthCheckRequest,
-    method::{CACHE_DELETE, CACHE_GET, CACHE_PUT, HEALTH_CHECK, HEALTH_WATCH},
+    method::{
+        CACHE_BATCH_DELETE, CACHE_BATCH_GET, CACHE_BATCH_PUT, CACHE_DELETE, CACHE_GET, CACHE_PUT, HEALTH_CHECK,
+        HEALTH_WATCH, Method,
+    },
     placement,
 };
 
@@ -73,6 +79,21 @@ where
     cores.join().pop().unwrap()
 }
 
+fn call<Q, A>(address: SocketAddr, method: Method<Q, A>, request: Q) -> Result<A, Status>
+where
+    Q: prost::Message + 'static,
+    A: prost::Message + Default + 'static,
+{
+    let call = move |channel: Channel| async move { channel.unary(method, &request, Instant::now() + PATIENCE).await };
+    with_channel(address, call).map_err(|CallError { status, .. }| status)
+}
+
+fn batch_get(address: SocketAddr, keys: &[&str]) -> Result<Vec<GetResponse>, Status> {
+    let keys = keys.iter().map(|key| Bytes::copy_from_slice(key.as_bytes())).collect();
+    let answer = call(address, CACHE_BATCH_GET, BatchGetRequest { bucket: "default".to_owned(), keys });
+    answer.map(|answer| answer.results)
+}
+
 fn put_request(key: &[u8], value: &[u8]) -> PutRequest {
     PutRequest {
         key: Bytes::copy_from_slice(key),
@@ -83,19 +104,15 @@ fn put_request(key: &[u8], value: &[u8]) -> PutRequest {
 }
 
 fn put(address: SocketAddr, request: PutRequest) -> Result<PutResponse, Status> {
-    let call = |channel: Channel| async move { channel.unary(CACHE_PUT, &request, Instant::now() + PATIENCE).await };
-    with_channel(address, call).map_err(|CallError { status, .. }| status)
+    call(address, CACHE_PUT, request)
 }
 
 fn get(address: SocketAddr, key: &[u8]) -> Result<GetResponse, Status> {
-    let request = GetRequest { key: Bytes::copy_from_slice(key), bucket: "default".to_owned() };
-    let call = |channel: Channel| async move { channel.unary(CACHE_GET, &request, Instant::now() + PATIENCE).await };
-    with_channel(address, call).map_err(|CallError { status, .. }| status)
+    call(address, CACHE_GET, GetRequest { key: Bytes::copy_from_slice(key), bucket: "default".to_owned() })
 }
 
 fn delete(address: SocketAddr, request: DeleteRequest) -> Result<DeleteResponse, Status> {
-    let call = |channel: Channel| async move { channel.unary(CACHE_DELETE, &request, Instant::now() + PATIENCE).await };
-    with_channel(address, call).map_err(|CallError { status, .. }| status)
+    call(address, CACHE_DELETE, request)
 }
 
 fn delete_request(key: &[u8]) -> DeleteRequest {
@@ -292,15 +309,114 @@ fn what_a_caller_got_wrong_is_told_to_it() {
     let call = |channel: Channel| async move {
         let garbage = Bytes::from_static(b"\x0a\xff\xff");
         let mut codes = Vec::new();
-        for path in [CACHE_GET.path, CACHE_PUT.path, CACHE_DELETE.path] {
+        let batches = [CACHE_BATCH_GET.path, CACHE_BATCH_PUT.path, CACHE_BATCH_DELETE.path];
+        for path in [CACHE_GET.path, CACHE_PUT.path, CACHE_DELETE.path].into_iter().chain(batches) {
             codes.push(channel.call(path, garbage.clone(), Instant::now() + PATIENCE).await.unwrap_err().status.code);
         }
-        let batch = channel.call("/cache_server.Cache/BatchGet", Bytes::new(), Instant::now() + PATIENCE).await;
-        (codes, batch.unwrap_err().status.code)
+        codes
     };
-    let (codes, batch) = with_channel(node.addr, call);
-    assert_eq!(codes, [Code::InvalidArgument; 3]);
-    assert_eq!(batch, Code::Unimplemented, "batches are for a later version");
+    assert_eq!(with_channel(node.addr, call), [Code::InvalidArgument; 6]);
+    stop(node);
+}
+
+#[test]
+fn batches_are_answered_in_the_order_of_their_entries_on_every_port() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |_| {});
+    let keys: Vec<String> = (0..20).map(|index| format!("key {index}")).collect();
+    let entries = keys.iter().map(|key| put_request(key.as_bytes(), key.as_bytes())).collect();
+    let written = call(node.addr, CACHE_BATCH_PUT, BatchPutRequest { entries }).unwrap().results;
+    assert!(written.iter().all(|result| result.code == 0 && result.message.is_empty()), "{written:?}");
+    for port in [node.addr, node.shard_addrs[0], node.shard_addrs[1]] {
+        let found = batch_get(port, &["key 19", "none", "key 3", "key 19", "key 0"]).unwrap();
+        let values: Vec<_> = found.iter().map(|result| (result.successful, &*result.value)).collect();
+        let expected: [(bool, &[u8]); 5] =
+            [(true, b"key 19"), (false, b""), (true, b"key 3"), (true, b"key 19"), (true, b"key 0")];
+        assert_eq!(values, expected);
+        assert_eq!(found[2].version, written[3].version);
+        assert_eq!((found[2].tier(), found[1].tier()), (Tier::Memory, Tier::Unspecified));
+    }
+    let request = BatchDeleteRequest { bucket: "default".into(), keys: vec!["key 3".into(), "none".into()] };
+    let deleted = call(node.shard_addrs[0], CACHE_BATCH_DELETE, request).unwrap().results;
+    assert_eq!(deleted.iter().map(|result| result.code).collect::<Vec<_>>(), [0, 0], "what is not there is no error");
+    assert!(!batch_get(node.addr, &["key 3"]).unwrap()[0].successful);
+
+    let (_, metrics) = page(&node, "/metrics");
+    for line in [
+        "milena_cache_requests_total{op=\"batch_get\"} 4",
+        "milena_cache_requests_total{op=\"batch_put\"} 1",
+        "milena_cache_batch_entries_total{op=\"batch_get\",code=\"OK\"} 16",
+        "milena_cache_hits_total{tier=\"memory\"} 12",
+        "milena_cache_misses_total 4",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "no {line} in\n{metrics}");
+    }
+    stop(node);
+}
+
+#[test]
+fn each_entry_of_a_batch_of_writes_has_the_status_that_it_would_have_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |config| config.value_max = Some("1000".to_owned()));
+    put(node.addr, put_request(b"there", b"old")).unwrap();
+    let entries = vec![
+        put_request(b"a", b"1"),
+        put_request(b"", b"1"),
+        PutRequest { bucket: "no_such".into(), ..put_request(b"b", b"1") },
+        put_request(b"large", &[0; 1001]),
+        PutRequest { if_absent: true, ..put_request(b"there", b"new") },
+        PutRequest { ack: Ack::Disk.into(), ..put_request(b"c", b"1") },
+        put_request(b"a", b"2"),
+    ];
+    let alone: Vec<_> = entries.iter().map(|entry| put(node.addr, entry.clone())).collect();
+    let results = call(node.addr, CACHE_BATCH_PUT, BatchPutRequest { entries }).unwrap().results;
+    for (result, alone) in results.iter().zip(&alone) {
+        match alone {
+            Ok(_) => assert_eq!((result.code, &*result.message, result.version.is_empty()), (0, "", false)),
+            Err(status) => {
+                assert_eq!((Code::from_number(result.code), &result.message[..]), (status.code, &*status.message));
+            }
+        }
+    }
+    assert_eq!(results.iter().map(|result| result.code).collect::<Vec<_>>(), [0, 3, 3, 3, 6, 9, 0]);
+    assert_eq!(&*get(node.addr, b"a").unwrap().value, b"2", "those of one key are done in their order");
+    let request = BatchDeleteRequest { bucket: "default".into(), keys: vec!["".into(), "a".into()] };
+    let deleted = call(node.addr, CACHE_BATCH_DELETE, request).unwrap().results;
+    assert_eq!(deleted.iter().map(|result| result.code).collect::<Vec<_>>(), [3, 0]);
+    assert_eq!(deleted[0].message, "key has 0 bytes; 1 to 1024 are allowed");
+    stop(node);
+}
+
+#[test]
+fn a_batch_of_gets_fails_as_a_whole_and_says_with_which_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |_| {});
+    assert_eq!(batch_get(node.addr, &[]).unwrap(), []);
+    for (keys, text) in [
+        (vec!["k", "k", ""], "keys[2]: key has 0 bytes; 1 to 1024 are allowed"),
+        (vec!["k"; 1_001], "the batch has 1001 entries; at most 1000 are allowed"),
+    ] {
+        let refused = batch_get(node.addr, &keys).unwrap_err();
+        assert_eq!((refused.code, &*refused.message), (Code::InvalidArgument, text));
+    }
+    assert_eq!(batch_get(node.addr, &["k"; 1_000]).unwrap().len(), 1_000);
+    stop(node);
+}
+
+#[test]
+fn an_answer_to_a_batch_has_a_limit_and_below_it_large_values_come_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), |config| config.memory = Some("1GiB".to_owned()));
+    let value: Vec<u8> = (0..5 << 20).map(|index: u32| (index % 251) as u8).collect();
+    let keys = ["a", "b", "c", "d"];
+    for key in keys {
+        put(node.addr, put_request(key.as_bytes(), &value)).unwrap();
+    }
+    let found = batch_get(node.addr, &keys[..3]).unwrap();
+    assert!(found.iter().all(|result| result.successful && *result.value == *value));
+    let refused = batch_get(node.addr, &keys).unwrap_err();
+    let text = "the answer would have more than 16777216 bytes; ask for fewer keys at a time";
+    assert_eq!((refused.code, &*refused.message), (Code::ResourceExhausted, text));
     stop(node);
 }
 

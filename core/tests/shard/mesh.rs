@@ -16,20 +16,20 @@ use super::{
     settings, some, value, write,
 };
 
-const NOW: Timestamp = Timestamp(1_000_000);
+pub(crate) const NOW: Timestamp = Timestamp(1_000_000);
 
-struct Core {
-    shards: Rc<Shards<Script>>,
+pub(crate) struct Core {
+    pub(crate) shards: Rc<Shards<Script>>,
     /// `None` once it has stopped.
-    run: Option<Started<()>>,
+    pub(crate) run: Option<Started<()>>,
 }
 
-struct Node {
-    cores: Vec<Core>,
-    store: Script,
+pub(crate) struct Node {
+    pub(crate) cores: Vec<Core>,
+    pub(crate) store: Script,
 }
 
-fn node(core_count: usize) -> Node {
+pub(crate) fn node(core_count: usize) -> Node {
     let store = Script::default();
     let cores = mesh(core_count).into_iter().enumerate().map(|(core, ends)| {
         let shard = Shard::new(super::ShardSettings { core, core_count, ..settings() }, Some(store.clone()));
@@ -41,7 +41,7 @@ fn node(core_count: usize) -> Node {
 
 impl Node {
     /// Lets every core that was woken do what there is to do.
-    fn turn(&mut self) {
+    pub(crate) fn turn(&mut self) {
         for _ in 0..10 {
             self.cores.iter_mut().filter_map(|core| core.run.as_mut()).for_each(|run| assert!(!run.is_done()));
         }
@@ -51,7 +51,7 @@ impl Node {
         Started::new(self.cores[core].shards.get(key(name).as_ref(), NOW))
     }
 
-    fn get(&mut self, core: usize, name: &str) -> Answer {
+    pub(crate) fn get(&mut self, core: usize, name: &str) -> Answer {
         let started = self.start_get(core, name);
         self.turn();
         started.finish()
@@ -59,7 +59,7 @@ impl Node {
 }
 
 /// A key that this core of `core_count` owns, the `number`th.
-fn owned_by(core: usize, core_count: usize, number: usize) -> String {
+pub(crate) fn owned_by(core: usize, core_count: usize, number: usize) -> String {
     let names = (0..).map(|number| format!("k{number}"));
     names.filter(|name| placement::core(key(name).hash(), core_count) == core).nth(number).unwrap()
 }

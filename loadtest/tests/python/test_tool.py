@@ -50,6 +50,38 @@ def test_json_is_one_object_with_what_a_program_needs(milena):
     assert milena("get", "default", "json-absent", "--json")[0] == 3
 
 
+def test_a_batch_is_answered_line_by_line_in_its_order(milena):
+    said = milena("batch", stdin=b"put default b1 one\nput default b2 two words\nget default b2\nget default b1\n")
+    assert said == (0, b"done\ndone\nfound two words\nfound one\n", "")
+    code, out, said = milena("batch", stdin=b"get default b1\nget default b-none\ndel default b1\nget default b1\n")
+    assert (code, out) == (3, b"found one\nabsent\ndone\nabsent\n")
+    assert "2 of 4 keys: not found" in said
+    code, out, _ = milena("batch", "--json", stdin=b"put default b3 v\nget default b3\n")
+    put, get = map(json.loads, out.splitlines())
+    assert code == 0 and put["done"] and put["op"] == "put"
+    assert (get["key"], get["value"], get["version"]) == ("b3", "v", put["version"])
+
+
+def test_a_batch_of_many_lines_is_as_many_calls_as_it_needs_and_large_answers_come_in_several(milena):
+    lines = [b"put default many-%d %d" % (number, number) for number in range(2_500)]
+    assert milena("batch", stdin=b"\n".join(lines)) == (0, b"done\n" * 2_500, "")
+    lines = [b"get default many-%d" % number for number in range(2_500)]
+    assert milena("batch", stdin=b"\n".join(lines)) == (0, b"".join(b"found %d\n" % n for n in range(2_500)), "")
+    value = b"v" * 3_000_000
+    assert milena("batch", stdin=b"\n".join(b"put default big-%d %s" % (number, value) for number in range(8)))[0] == 0
+    code, out, _ = milena("batch", stdin=b"\n".join(b"get default big-%d" % number for number in range(8)))
+    assert code == 0 and out == b"found %s\n" % value * 8
+
+
+def test_a_line_that_is_no_command_ends_a_batch_after_those_before_it(milena):
+    code, out, said = milena("batch", stdin=b"put default b4 v\nfetch default b4\nput default b4 w\n")
+    assert (code, out) == (2, b"done\n")
+    assert "line 2: 'fetch' is no command" in said
+    assert milena("get", "default", "b4")[1] == b"v"
+    code, out, _ = milena("batch", stdin=b"get default k\n", router="127.0.0.1:1")
+    assert (code, out) == (1, b"")
+
+
 def test_the_topology_names_every_node(milena, cluster):
     code, out, _ = milena("topology")
     assert code == 0

@@ -140,10 +140,3 @@ def test_a_node_without_a_store_keeps_values_in_memory_and_says_so(starter, open
     assert door.get(b"k").value == b"v"
     assert not door.get(b"absent").successful
     assert "none" in node.log() and "memory" in node.log(), "the log says at start that nothing outlives the process"
-
-
-@pytest.mark.parametrize("method", ["BatchGet", "BatchPut", "BatchDelete"])
-def test_batches_are_not_there_yet_and_say_so(door, method):
-    request = getattr(door.pb, f"{method}Request")()
-    error = status_of(getattr(door.stub, method), request, timeout=20)
-    assert error.code() == grpc.StatusCode.UNIMPLEMENTED

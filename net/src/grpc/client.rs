@@ -35,6 +35,7 @@ use milena_proto::method::Method;
 
 use super::{
     frame::{Assembler, FrameError, prefix},
+    pieces::Pieces,
     status::{Code, Status},
     timeout,
 };
@@ -156,16 +157,16 @@ impl Channel {
     /// Sends `message` to the method at `path`. Dropping the future cancels the call.
     ///
     /// The peer is told the deadline; whether it keeps it or not, the call ends then.
-    pub fn call(&self, path: &'static str, message: Bytes, deadline: Instant) -> Call {
-        Call(self.begin(path, message, deadline, None))
+    pub fn call(&self, path: &'static str, message: impl Into<Pieces>, deadline: Instant) -> Call {
+        Call(self.begin(path, message.into(), deadline, None))
     }
 
     /// As [`Channel::call`], but an answer of more than [`WHOLE_BYTES_MAX`] is there as soon as it has begun.
-    pub fn call_in_parts(&self, path: &'static str, message: Bytes, deadline: Instant) -> CallInParts {
-        CallInParts(Some(self.begin(path, message, deadline, Some(Parts::default()))))
+    pub fn call_in_parts(&self, path: &'static str, message: impl Into<Pieces>, deadline: Instant) -> CallInParts {
+        CallInParts(Some(self.begin(path, message.into(), deadline, Some(Parts::default()))))
     }
 
-    fn begin(&self, path: &'static str, message: Bytes, deadline: Instant, parts: Option<Parts>) -> Asked {
+    fn begin(&self, path: &'static str, message: Pieces, deadline: Instant, parts: Option<Parts>) -> Asked {
         let slot = Rc::new(RefCell::new(Slot {
             path,
             request: message,
@@ -199,7 +200,7 @@ impl Channel {
         request: &Q,
         deadline: Instant,
     ) -> Result<A, CallError> {
-        let message = self.call(method.path, request.encode_to_vec().into(), deadline).await?;
+        let message = self.call(method.path, Bytes::from(request.encode_to_vec()), deadline).await?;
         A::decode(message).map_err(|error| CallError {
             status: Status::new(Code::Internal, format!("an answer that is not protobuf: {error}")),
             done: Done::Answered,
@@ -377,7 +378,7 @@ impl Drop for Handle {
 
 struct Slot {
     path: &'static str,
-    request: Bytes,
+    request: Pieces,
     deadline: Instant,
     stage: Stage,
     assembler: Assembler,
@@ -781,7 +782,13 @@ impl Link {
                     if slot.borrow().parts.is_some() {
                         self.connection.hold_window(key);
                     }
-                    self.connection.send_part(key, &prefix(request.len()), request, true);
+                    let request_bytes = request.bytes();
+                    let Pieces { first, rest } = request;
+                    self.connection.send_part(key, &prefix(request_bytes), first, rest.is_empty());
+                    let mut rest = rest.into_iter();
+                    while let Some(piece) = rest.next() {
+                        self.connection.send_part(key, &[], piece, rest.len() == 0);
+                    }
                     self.deadline = Some(self.deadline.map_or(deadline, |earliest| earliest.min(deadline)));
                 }
                 Err(OpenError::Full | OpenError::Closing) => unreachable!("there was room"),

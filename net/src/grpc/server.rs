@@ -33,7 +33,9 @@ use slab::Slab;
 use smallvec::SmallVec;
 
 pub use self::conversation::Conversation;
-use super::{client::Body, frame::PREFIX_BYTES, health::Health, reflection::Reflection, status::Status, watch};
+use super::{
+    client::Body, frame::PREFIX_BYTES, health::Health, pieces::Pieces, reflection::Reflection, status::Status, watch,
+};
 use crate::{
     http2::limits::Profile,
     stream::{Alarm, Read, ReadBuffer, Socket},
@@ -103,12 +105,12 @@ impl Deref for Path {
 /// Room for the head of a message: its prefix and the fields before a value.
 const HEAD_BYTES: usize = 128;
 
-/// A message on its way out: a head, which is small, and a value, which is never copied when it is large.
+/// A message on its way out: a head, which is small, and what follows it, which is never copied where it is large.
 #[derive(Debug, Clone)]
 pub struct Message {
     /// The prefix's five bytes, still zero, and then the first bytes of the message.
     head: SmallVec<[u8; HEAD_BYTES]>,
-    value: Bytes,
+    rest: Pieces,
 }
 
 impl Message {
@@ -116,7 +118,7 @@ impl Message {
     pub fn new(put_head: impl FnOnce(&mut SmallVec<[u8; HEAD_BYTES]>), value: Bytes) -> Self {
         let mut head = SmallVec::from_slice(&[0; PREFIX_BYTES]);
         put_head(&mut head);
-        Self { head, value }
+        Self { head, rest: value.into() }
     }
 
     /// An encoded protobuf message.
@@ -125,11 +127,11 @@ impl Message {
         Self::from(Bytes::from(message.encode_to_vec()))
     }
 
-    /// Prefix and head, and the value.
-    pub(crate) fn into_parts(mut self) -> (SmallVec<[u8; HEAD_BYTES]>, Bytes) {
-        let message_bytes = self.head.len() - PREFIX_BYTES + self.value.len();
+    /// Prefix and head, and what follows.
+    pub(crate) fn into_parts(mut self) -> (SmallVec<[u8; HEAD_BYTES]>, Pieces) {
+        let message_bytes = self.head.len() - PREFIX_BYTES + self.rest.bytes();
         self.head[..PREFIX_BYTES].copy_from_slice(&super::frame::prefix(message_bytes));
-        (self.head, self.value)
+        (self.head, self.rest)
     }
 }
 
@@ -137,6 +139,13 @@ impl From<Bytes> for Message {
     /// A message that is encoded already.
     fn from(value: Bytes) -> Self {
         Self::new(|_| {}, value)
+    }
+}
+
+impl From<Pieces> for Message {
+    /// The same in pieces.
+    fn from(pieces: Pieces) -> Self {
+        Self { rest: pieces, ..Self::from(Bytes::new()) }
     }
 }
 

@@ -320,7 +320,7 @@ fn a_large_answer_is_taken_in_parts_and_holds_up_nobody_while_it_is_not() {
         put(&channel, "small", value(100)).await.unwrap();
         let begin = async |key: &'static str| {
             let message = GetRequest { key: Bytes::from(key), bucket: "b".into() }.encode_to_vec();
-            channel.call_in_parts(CACHE_GET.path, message.into(), no_hurry()).await.unwrap()
+            channel.call_in_parts(CACHE_GET.path, Bytes::from(message), no_hurry()).await.unwrap()
         };
         assert!(matches!(begin("small").await, Answer::Whole(_)));
         // More bytes than all windows of the link together, and nobody takes them.
@@ -349,7 +349,7 @@ fn an_answer_of_any_size_is_the_same_in_parts() {
         for size in SIZES.into_iter().chain((WHOLE_BYTES_MAX - 40)..(WHOLE_BYTES_MAX + 2)) {
             put(&channel, "k", value(size)).await.unwrap();
             let message = GetRequest { key: "k".into(), bucket: "b".into() }.encode_to_vec();
-            let mut answer = pin!(channel.call_in_parts(CACHE_GET.path, message.into(), no_hurry()));
+            let mut answer = pin!(channel.call_in_parts(CACHE_GET.path, Bytes::from(message), no_hurry()));
             // Nobody looks before all of it has come.
             get(&channel, "b", "k").await.unwrap();
             let mut whole = Vec::new();
@@ -378,7 +378,7 @@ fn a_large_answer_whose_server_goes_ends_with_an_error_and_not_as_if_it_were_who
     with_channel(url, |channel| async move {
         put(&channel, "large", value(5 << 20)).await.unwrap();
         let message = GetRequest { key: "large".into(), bucket: "b".into() }.encode_to_vec();
-        let answer = channel.call_in_parts(CACHE_GET.path, message.into(), no_hurry()).await.unwrap();
+        let answer = channel.call_in_parts(CACHE_GET.path, Bytes::from(message), no_hurry()).await.unwrap();
         let Answer::Parts(mut body) = answer else { panic!("it is large") };
         begun.send(()).unwrap();
         killer.join().unwrap();

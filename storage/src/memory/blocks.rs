@@ -114,9 +114,9 @@ struct Open {
 impl<'a> Record<'a> {
     pub(super) fn new(key: KeyRef<'a>, entry: &'a Entry) -> Self {
         Self {
-            bucket: key.bucket().as_bytes(),
+            bucket: key.bucket_bytes(),
             name: key.name(),
-            version: entry.version.as_str().as_bytes(),
+            version: entry.version.as_bytes(),
             value: &entry.value,
             expires: entry.expires,
         }

@@ -29,12 +29,13 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header::CONTENT_TYPE};
 use milena_proto::method::{HEALTH_CHECK, HEALTH_WATCH, REFLECTION_PATHS};
 use smallvec::SmallVec;
 
-use super::{Effect, HEAD_BYTES, Message, Path, Reply, Request, Service};
+use super::{Effect, HEAD_BYTES, Path, Reply, Request, Service};
 use crate::{
     grpc::{
         client::Body,
         frame::{Assembler, FrameError, prefix},
         health::Health,
+        pieces::Pieces,
         reflection::Reflection,
         status::{Code, Status},
         timeout::{self, GRPC_TIMEOUT},
@@ -526,13 +527,18 @@ impl<S: Service> Conversation<S> {
         let kind = call.kind;
         match reply {
             Reply::Message(message) => {
-                let (head, value) = message.into_parts();
+                let (head, rest) = message.into_parts();
+                let answer_bytes = rest.bytes();
                 // A write has happened, whatever we hold: its answer, which is small, is given.
-                if kind == Kind::Call(Effect::Reads) && !self.has_room(value.len()) {
-                    return self.put_aside(key, value.len());
+                if kind == Kind::Call(Effect::Reads) && !self.has_room(answer_bytes) {
+                    return self.put_aside(key, answer_bytes);
                 }
+                let Pieces { first, rest } = rest;
                 self.connection.send_ok_head(key);
-                self.connection.send_part(key, &head, value, false);
+                self.connection.send_part(key, &head, first, false);
+                for piece in rest {
+                    self.connection.send_part(key, &[], piece, false);
+                }
                 self.connection.end_ok(key);
             }
             Reply::Failed(status) => self.fail(key, &status),
@@ -585,10 +591,9 @@ impl<S: Service> Conversation<S> {
     }
 
     fn answer_reflection(&mut self, key: StreamKey, question: &[u8]) {
-        let answer = Message::from(self.reflection.answer(question));
+        let answer = self.reflection.answer(question);
         self.send_head_once(key);
-        let (head, value) = answer.into_parts();
-        self.connection.send_part(key, &head, value, false);
+        self.connection.send_part(key, &prefix(answer.len()), answer, false);
         if self.connection.backlog_bytes() > self.profile.held_bytes_max {
             self.release_held(key);
             self.connection.reset(key, Reason::ENHANCE_YOUR_CALM); // It asks and does not read.
@@ -676,7 +681,7 @@ impl Source {
                 Err(error) => Err(error.status),
             }),
             Self::Watch(receiver) => {
-                ready!(receiver.poll_changed(cx)).map(|value| Ok(Message::from(value).into_parts()))
+                ready!(receiver.poll_changed(cx)).map(|value| Ok((SmallVec::from_slice(&prefix(value.len())), value)))
             }
         })
     }
