@@ -34,6 +34,7 @@ use milena_proto::{
 use milena_storage::{
     Entry, Timestamp, Version,
     log::{Disk, Log, LogSettings, open},
+    memory::{Lookup, Memory},
 };
 
 const NOW: Timestamp = Timestamp(1_700_000_000_000);
@@ -208,6 +209,7 @@ fn gets_and_puts(settings: &LogSettings, plain: &Path) -> io::Result<()> {
             println!("get, 1 KiB, {round}, one at a time: {}, {cpu_us:.2} us CPU each", percentiles(&mut took));
         }
         println!("of these: {:?}", log.figures().counts);
+        resident_and_memory(&log, KEYS).await;
     });
     with_log(settings, true, |log| async move {
         let mut took = Vec::new();
@@ -234,6 +236,44 @@ fn gets_and_puts(settings: &LogSettings, plain: &Path) -> io::Result<()> {
         );
     });
     plain_file(plain)
+}
+
+/// CPU of a get from pages in memory against one from the memory tier and a copy of its value, in turns. Both include
+/// making the key, and both begin with keys that were just asked for.
+async fn resident_and_memory(log: &Rc<Log<Disk>>, keys: u64) {
+    const ROUNDS: u64 = 9;
+    let mut memory = Memory::new(1 << 30, 0);
+    for number in 0..keys {
+        assert!(memory.insert(key(number).as_ref(), &entry(1024), None, NOW), "there is room");
+    }
+    let each_us = |begun: Duration| (cpu() - begun).as_secs_f64() * 1e6 / GET_COUNT as f64;
+    let (mut resident, mut in_memory, mut more) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..=ROUNDS {
+        let begun = cpu();
+        for number in 0..GET_COUNT {
+            let found = Rc::clone(log).get(key(mix64(number) % keys), NOW).await;
+            assert_eq!(found.expect("it was put").entry.value.len(), 1024);
+        }
+        let resident_us = each_us(begun);
+        let begun = cpu();
+        for number in 0..GET_COUNT {
+            let Lookup::Hit(found) = memory.get(key(mix64(number) % keys).as_ref(), NOW) else { panic!("it was put") };
+            assert_eq!(Bytes::copy_from_slice(&found.value).len(), 1024);
+        }
+        let in_memory_us = each_us(begun);
+        // The first brings pages and caches to where the others find them.
+        if round > 0 {
+            resident.push(resident_us);
+            in_memory.push(in_memory_us);
+            more.push(resident_us - in_memory_us);
+        }
+    }
+    println!(
+        "CPU of a get of 1 KiB: resident {} us, memory and a copy {} us; within a round {} us more",
+        spread(&mut resident),
+        spread(&mut in_memory),
+        spread(&mut more)
+    );
 }
 
 /// Puts that are acknowledged when they are synced, 64 in flight all the time, against a loop that writes batches of the
