@@ -18,6 +18,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
+    thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -526,7 +527,7 @@ async fn tell_troubles(core: usize, log: Rc<Log<Disk>>) {
     }
 }
 
-/// A log for each core, opened one after the other, or none at all.
+/// A log for each core, or none at all. Opened at the same time: each takes a core to read its footers.
 fn open_logs(settings: &Settings, incarnation: u64) -> Result<Vec<Option<Opened>>, StartError> {
     let count = u16::try_from(settings.cores).expect("at most CORES_MAX");
     let open = |core: u16| {
@@ -545,7 +546,10 @@ fn open_logs(settings: &Settings, incarnation: u64) -> Result<Vec<Option<Opened>
         say_opened(core, &opened.opening, begun.elapsed());
         Ok(Some(opened))
     };
-    (0..count).map(open).collect()
+    thread::scope(|scope| {
+        let opening: Vec<_> = (0..count).map(|core| scope.spawn(move || open(core))).collect();
+        opening.into_iter().map(|opening| opening.join().expect("a panic ends the process")).collect()
+    })
 }
 
 fn say_opened(core: u16, opening: &log::Opening, took: Duration) {

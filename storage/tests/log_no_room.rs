@@ -28,7 +28,7 @@ fn file_count(dir: &Path) -> usize {
 #[test]
 fn a_disk_without_room_for_the_smallest_log_is_refused_with_what_is_free_and_needed_and_left_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
-    mount("tmpfs", dir.path(), "size=640k");
+    let _mounted = mount("tmpfs", dir.path(), "size=640k");
     let error = open(&settings(dir.path())).unwrap_err();
     assert!(matches!(error, OpenError::NoSpace { .. }), "{error}");
     assert_eq!(
@@ -45,7 +45,7 @@ fn a_disk_without_room_for_the_smallest_log_is_refused_with_what_is_free_and_nee
 #[test]
 fn a_disk_with_less_room_than_asked_for_gives_a_smaller_log_and_keeps_room_for_its_index() {
     let dir = tempfile::tempdir().unwrap();
-    mount("tmpfs", dir.path(), "size=1m"); // exactly 16 segments
+    let _mounted = mount("tmpfs", dir.path(), "size=1m"); // exactly 16 segments
     let (opening, figures) = with_log(&settings(dir.path()), End::Stopped, go_round);
     assert_eq!((opening.segments, opening.segments_missing), (15, 17));
     assert_eq!((figures.counts.write_errors, figures.is_degraded), (0, false));
@@ -56,7 +56,7 @@ fn a_disk_with_less_room_than_asked_for_gives_a_smaller_log_and_keeps_room_for_i
 #[test]
 fn a_disk_that_becomes_full_after_the_start_changes_nothing_for_the_log() {
     let dir = tempfile::tempdir().unwrap();
-    mount("tmpfs", dir.path(), "size=4m");
+    let _mounted = mount("tmpfs", dir.path(), "size=4m");
     let log_dir = dir.path().join("log");
     let other = dir.path().join("other");
     let (_, figures) = with_log(&settings(&log_dir), End::Killed, move |log| {
@@ -73,7 +73,7 @@ fn a_disk_that_becomes_full_after_the_start_changes_nothing_for_the_log() {
 #[test]
 fn a_read_only_disk_is_refused_with_the_file_that_cannot_be_opened() {
     let dir = tempfile::tempdir().unwrap();
-    mount("tmpfs", dir.path(), "size=4m");
+    let _mounted = mount("tmpfs", dir.path(), "size=4m");
     drop(open(&settings(dir.path())).unwrap());
     make_read_only(dir.path());
     let error = open(&settings(dir.path())).unwrap_err().to_string();
@@ -85,7 +85,7 @@ fn a_read_only_disk_is_refused_with_the_file_that_cannot_be_opened() {
 fn where_there_are_no_direct_writes_the_log_writes_through_the_page_cache_and_says_so() {
     for kind in ["tmpfs", "ramfs"] {
         let dir = tempfile::tempdir().unwrap();
-        mount(kind, dir.path(), "");
+        let _mounted = mount(kind, dir.path(), "");
         let (_, (is_direct, figures)) =
             with_log(&settings(dir.path()), End::Killed, |log| async move { (log.is_direct(), go_round(log).await) });
         assert!(!is_direct, "{kind}");
@@ -129,7 +129,7 @@ fn a_limit_on_the_size_of_files_is_refused_like_a_full_disk() {
 #[test]
 fn a_log_that_cannot_grow_stays_as_large_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
-    mount("tmpfs", dir.path(), "size=3m");
+    let _mounted = mount("tmpfs", dir.path(), "size=3m");
     with_log(&settings(dir.path()), End::Stopped, |log| async move { put(&log, "a", "one").await });
     let larger = LogSettings { disk_bytes: 8 << 20, ..settings(dir.path()) };
     let (opening, found) = with_log(&larger, End::Stopped, |log| async move { get(&log, "a").await });

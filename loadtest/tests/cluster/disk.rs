@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     client::Client,
-    mounted::{fill_up, make_read_only, mount},
+    mounted::{Mounted, fill_up, make_read_only, mount},
     programs::{PATIENCE, Server, program, wait_until},
 };
 
@@ -88,12 +88,12 @@ fn the_log_of_a_node_that_was_killed_can_be_looked_into_and_nothing_sealed_in_it
 }
 
 /// A node whose directory is a filesystem in memory of this size, and that directory; its store is elsewhere.
-fn node_on_small_disk(dir: &Path, size: &str) -> (Server, PathBuf) {
+fn node_on_small_disk(dir: &Path, size: &str) -> (Server, PathBuf, Mounted) {
     let small = dir.join("small");
     fs::create_dir(&small).unwrap();
-    mount("tmpfs", &small, size);
+    let mounted = mount("tmpfs", &small, size);
     let (data_dir, store) = (small.display().to_string(), format!("file://{}/store", dir.display()));
-    (Server::node(dir, &[&SETTINGS[..], &[("DATA_DIR", &*data_dir), ("STORE", &*store)]].concat()), small)
+    (Server::node(dir, &[&SETTINGS[..], &[("DATA_DIR", &*data_dir), ("STORE", &*store)]].concat()), small, mounted)
 }
 
 /// The lines about the log that are no news of success.
@@ -106,7 +106,7 @@ fn complaints(log: &str) -> Vec<&str> {
 #[test]
 fn a_node_whose_disk_has_no_room_for_its_log_ends_with_one_line_that_says_how_much_there_is() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut node, small) = node_on_small_disk(dir.path(), "size=1m");
+    let (mut node, small, _mounted) = node_on_small_disk(dir.path(), "size=1m");
     let program = node.launch();
     assert_eq!(program.exit_code(), Some(1));
     let log = program.log();
@@ -120,7 +120,7 @@ fn a_node_whose_disk_has_no_room_for_its_log_ends_with_one_line_that_says_how_mu
 #[test]
 fn a_node_whose_disk_becomes_full_goes_on_with_its_log() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut node, small) = node_on_small_disk(dir.path(), "size=24m");
+    let (mut node, small, _mounted) = node_on_small_disk(dir.path(), "size=24m");
     node.start();
     fill_up(&small.join("other"));
     let client = Client::node(node.address);
@@ -191,7 +191,7 @@ fn what_goes_wrong_with_a_segment_is_said_once_and_what_was_in_it_comes_from_the
 #[test]
 fn a_disk_that_takes_no_writes_any_more_is_given_up_with_a_few_lines_and_the_node_serves_on() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut node, small) = node_on_small_disk(dir.path(), "size=24m");
+    let (mut node, small, _mounted) = node_on_small_disk(dir.path(), "size=24m");
     node.start();
     let node_dir = small.join(format!("node-{}", node.address.port()));
     // What was taken at the start is taken away: every write needs room that is not there.
@@ -223,7 +223,7 @@ fn a_disk_that_takes_no_writes_any_more_is_given_up_with_a_few_lines_and_the_nod
 #[test]
 fn a_node_whose_disk_is_read_only_ends_with_one_line_that_names_the_file() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut node, small) = node_on_small_disk(dir.path(), "size=24m");
+    let (mut node, small, _mounted) = node_on_small_disk(dir.path(), "size=24m");
     make_read_only(&small);
     let program = node.launch();
     assert_eq!(program.exit_code(), Some(1));

@@ -2,22 +2,36 @@
 //! full, read-only, or cannot do what others can. For tests; include it with `#[path]`.
 //!
 //! ```text
-//!   unshare(CLONE_NEWNS) ─▶ all mounts private ─▶ mount over a directory      gone when the last of them ends
+//!   unshare(CLONE_NEWNS) ─▶ all mounts private ─▶ mount over a directory ─▶ unmount, so that the directory can go
 //! ```
 //! Needs root (CAP_SYS_ADMIN). A test that cannot have it fails and says so.
 
 use std::{ffi::CString, fs, io, os::unix::ffi::OsStrExt as _, path::Path, ptr};
 
+/// Unmounts when it goes: to be declared after what removes the directory.
+#[must_use]
+pub(crate) struct Mounted {
+    dir: CString,
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // SAFETY: a text that ends with zero. Where it fails, a directory stays behind.
+        unsafe { libc::umount2(self.dir.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
 /// A filesystem of `kind` over the directory `dir`, with these options, as of mount(8)'s `-o`.
 ///
 /// # Panics
 /// Where mounting is not allowed.
-pub(crate) fn mount(kind: &str, dir: &Path, options: &str) {
+pub(crate) fn mount(kind: &str, dir: &Path, options: &str) -> Mounted {
     // SAFETY: no pointers; only what this thread sees of mounts changes.
     let is_apart = unsafe { libc::unshare(libc::CLONE_NEWNS) };
     assert_eq!(is_apart, 0, "a mount namespace needs root (CAP_SYS_ADMIN): {}", io::Error::last_os_error());
     mount_with("none", Path::new("/"), libc::MS_REC | libc::MS_PRIVATE, "");
     mount_with(kind, dir, 0, options);
+    Mounted { dir: CString::new(dir.as_os_str().as_bytes()).expect("no zeros") }
 }
 
 /// Nothing can be written there any more.

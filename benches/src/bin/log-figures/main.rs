@@ -1,12 +1,20 @@
 //! What the disk tier takes: memory for each key, time to start, time to read and to write, bytes written for each byte.
 //!
 //! ```text
-//!   log-figures DIR [RECORDS]      DIR on the disk in question, some gigabytes free; RECORDS 10,000,000 unless given
+//!   log-figures DIR [RECORDS] [FIGURE ...]      DIR on the disk in question, some gigabytes free; RECORDS 10,000,000 unless
+//!                                               given; FIGUREs by name, all unless given
+//!
+//!   starts gets-and-puts amplification          here
+//!   sustained                                   here: puts with ack=DISK against a loop that writes and syncs
+//!   writing reclaiming faults                   neighbours.rs: what others on the core notice
 //! ```
 //! Prints one line for each figure. Times on a core are the thread's own CPU time where it says "CPU". Times of the disk
 //! depend on who else uses it; for comparison each is beside what a plain file takes that is asked for the same.
 
+mod neighbours;
+
 use std::{
+    cell::Cell,
     env,
     fs::{self, File, OpenOptions},
     io,
@@ -26,6 +34,7 @@ use milena_proto::{
 use milena_storage::{
     Entry, Timestamp, Version,
     log::{Disk, Log, LogSettings, open},
+    memory::{Lookup, Memory},
 };
 
 const NOW: Timestamp = Timestamp(1_700_000_000_000);
@@ -44,7 +53,13 @@ fn main() -> ExitCode {
         eprintln!("log-figures: the number of records is a number");
         return ExitCode::from(2);
     };
-    match measure(Path::new(&dir), records) {
+    let figures: Vec<String> = args.collect();
+    if let Some(unknown) = figures.iter().find(|figure| !FIGURES.contains(&figure.as_str())) {
+        eprintln!("log-figures: {unknown} is no figure; there are {}", FIGURES.join(", "));
+        return ExitCode::from(2);
+    }
+    let is_wanted = |figure: &str| figures.is_empty() || figures.iter().any(|wanted| wanted == figure);
+    match measure(Path::new(&dir), records, is_wanted) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("log-figures: {error}");
@@ -53,7 +68,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(dir: &Path, records: u64) -> io::Result<()> {
+const FIGURES: [&str; 7] = ["starts", "gets-and-puts", "amplification", "sustained", "writing", "reclaiming", "faults"];
+
+fn measure(dir: &Path, records: u64, is_wanted: impl Fn(&str) -> bool) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     let many = LogSettings {
         dir: dir.join("many"),
@@ -62,16 +79,41 @@ fn measure(dir: &Path, records: u64) -> io::Result<()> {
         disk_bytes: (records * 176).max(64 << 20),
         new_log_id: 1,
     };
-    starts(&many, records);
-    fs::remove_dir_all(&many.dir)?;
-
-    let few = LogSettings { dir: dir.join("few"), disk_bytes: 1 << 30, ..many.clone() };
-    gets_and_puts(&few, &dir.join("plain"))?;
-    fs::remove_dir_all(&few.dir)?;
-
-    let full = LogSettings { dir: dir.join("full"), disk_bytes: 256 << 20, ..many };
-    amplification(&full);
-    fs::remove_dir_all(&full.dir)
+    let sized = |name: &str, disk_bytes| LogSettings { dir: dir.join(name), disk_bytes, ..many.clone() };
+    if is_wanted("starts") {
+        starts(&many, records);
+        fs::remove_dir_all(&many.dir)?;
+    }
+    if is_wanted("gets-and-puts") {
+        let few = sized("few", 1 << 30);
+        gets_and_puts(&few, &dir.join("plain"))?;
+        fs::remove_dir_all(&few.dir)?;
+    }
+    if is_wanted("sustained") {
+        let round = sized("round", 256 << 20);
+        sustained(&round, &dir.join("plain"))?;
+        fs::remove_dir_all(&round.dir)?;
+    }
+    let full = sized("full", 256 << 20);
+    if is_wanted("writing") {
+        neighbours::gets_while_writing(&full);
+        fs::remove_dir_all(&full.dir)?;
+    }
+    if is_wanted("reclaiming") {
+        let roomy = sized("roomy", 1 << 30);
+        neighbours::turns_while_reclaiming(&full, &roomy);
+        fs::remove_dir_all(&full.dir)?;
+        fs::remove_dir_all(&roomy.dir)?;
+    }
+    if is_wanted("faults") {
+        neighbours::faults_without_memory(&full);
+        fs::remove_dir_all(&full.dir)?;
+    }
+    if is_wanted("amplification") {
+        amplification(&full);
+        fs::remove_dir_all(&full.dir)?;
+    }
+    Ok(())
 }
 
 fn key(number: u64) -> Key {
@@ -90,8 +132,7 @@ fn with_log<F: Future<Output = ()> + 'static>(
     work: impl FnOnce(Rc<Log<Disk>>) -> F + 'static,
 ) {
     let opened = open(settings).unwrap_or_else(|error| panic!("{error}"));
-    let executor = LocalExecutorBuilder::new(Placement::Unbound).io_memory(64 << 10).make().expect("an executor");
-    executor.run(async move {
+    on_a_core(async move {
         let (log, keeper) = Log::new(opened, 0).await.expect("its files can be opened");
         let run = glommio::spawn_local(Rc::clone(&log).run());
         work(Rc::clone(&log)).await;
@@ -103,6 +144,11 @@ fn with_log<F: Future<Output = ()> + 'static>(
             run.cancel().await;
         }
     });
+}
+
+fn on_a_core(work: impl Future<Output = ()>) {
+    let executor = LocalExecutorBuilder::new(Placement::Unbound).io_memory(64 << 10).make().expect("an executor");
+    executor.run(work);
 }
 
 fn cpu() -> Duration {
@@ -163,6 +209,7 @@ fn gets_and_puts(settings: &LogSettings, plain: &Path) -> io::Result<()> {
             println!("get, 1 KiB, {round}, one at a time: {}, {cpu_us:.2} us CPU each", percentiles(&mut took));
         }
         println!("of these: {:?}", log.figures().counts);
+        resident_and_memory(&log, KEYS).await;
     });
     with_log(settings, true, |log| async move {
         let mut took = Vec::new();
@@ -189,6 +236,114 @@ fn gets_and_puts(settings: &LogSettings, plain: &Path) -> io::Result<()> {
         );
     });
     plain_file(plain)
+}
+
+/// CPU of a get from pages in memory against one from the memory tier and a copy of its value, in turns. Both include
+/// making the key, and both begin with keys that were just asked for.
+async fn resident_and_memory(log: &Rc<Log<Disk>>, keys: u64) {
+    const ROUNDS: u64 = 9;
+    let mut memory = Memory::new(1 << 30, 0);
+    for number in 0..keys {
+        assert!(memory.insert(key(number).as_ref(), &entry(1024), None, NOW), "there is room");
+    }
+    let each_us = |begun: Duration| (cpu() - begun).as_secs_f64() * 1e6 / GET_COUNT as f64;
+    let (mut resident, mut in_memory, mut more) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..=ROUNDS {
+        let begun = cpu();
+        for number in 0..GET_COUNT {
+            let found = Rc::clone(log).get(key(mix64(number) % keys), NOW).await;
+            assert_eq!(found.expect("it was put").entry.value.len(), 1024);
+        }
+        let resident_us = each_us(begun);
+        let begun = cpu();
+        for number in 0..GET_COUNT {
+            let Lookup::Hit(found) = memory.get(key(mix64(number) % keys).as_ref(), NOW) else { panic!("it was put") };
+            assert_eq!(Bytes::copy_from_slice(&found.value).len(), 1024);
+        }
+        let in_memory_us = each_us(begun);
+        // The first brings pages and caches to where the others find them.
+        if round > 0 {
+            resident.push(resident_us);
+            in_memory.push(in_memory_us);
+            more.push(resident_us - in_memory_us);
+        }
+    }
+    println!(
+        "CPU of a get of 1 KiB: resident {} us, memory and a copy {} us; within a round {} us more",
+        spread(&mut resident),
+        spread(&mut in_memory),
+        spread(&mut more)
+    );
+}
+
+/// Puts that are acknowledged when they are synced, 64 in flight all the time, against a loop that writes batches of the
+/// same size to a file that was written before, and syncs each.
+fn sustained(settings: &LogSettings, plain: &Path) -> io::Result<()> {
+    const ROUNDS: u64 = 7;
+    const PUTS_PER_WORKER: u64 = 200;
+    let (mut batch_bytes, mut rates, mut plain_rates, mut ratios) = (0, Vec::new(), Vec::new(), Vec::new());
+    // So that the log's blocks were written before, too.
+    with_log(settings, true, |log| async move {
+        while log.figures().counts.reclaimed < 8 {
+            let number = log.figures().counts.appended_bytes;
+            Rc::clone(&log).put(key(number), entry(1024), None, NOW).await.expect("there is room");
+        }
+    });
+    for round in 0..ROUNDS {
+        let measured = Rc::new(Cell::new((0.0, 0)));
+        let tell = Rc::clone(&measured);
+        with_log(settings, true, move |log| async move {
+            let begun = Instant::now();
+            let workers = (0..IN_FLIGHT).map(|worker| {
+                let log = Rc::clone(&log);
+                async move {
+                    for number in 0..PUTS_PER_WORKER {
+                        let key = key((round << 32 | worker) * PUTS_PER_WORKER + number);
+                        let position = Rc::clone(&log).put(key, entry(1024), None, NOW).await.expect("there is room");
+                        Rc::clone(&log).durable(position).await.expect("the disk works");
+                    }
+                }
+            });
+            futures::future::join_all(workers).await;
+            let counts = log.figures().counts;
+            let rate = counts.written_bytes as f64 / begun.elapsed().as_secs_f64();
+            tell.set((rate, counts.written_bytes / counts.syncs));
+        });
+        let (rate, bytes) = measured.get();
+        batch_bytes = (bytes as usize).next_multiple_of(4096);
+        let plain_rate = write_and_sync(plain, batch_bytes, PUTS_PER_WORKER)?;
+        rates.push(rate / (1 << 20) as f64);
+        plain_rates.push(plain_rate / (1 << 20) as f64);
+        ratios.push(rate / plain_rate);
+    }
+    println!("put, 1 KiB, ack=DISK, {IN_FLIGHT} in flight all the time: {} MiB/s written", spread(&mut rates));
+    println!(
+        "a plain file, {} KiB written directly and synced in a loop: {} MiB/s; the log within a round {} times",
+        batch_bytes >> 10,
+        spread(&mut plain_rates),
+        spread(&mut ratios)
+    );
+    fs::remove_file(plain)
+}
+
+/// Bytes a second of `count` batches, one after the other, each synced.
+fn write_and_sync(path: &Path, batch_bytes: usize, count: u64) -> io::Result<f64> {
+    let file_bytes = batch_bytes as u64 * count;
+    let file = File::create(path)?;
+    for number in 0..count {
+        file.write_all_at(&vec![1; batch_bytes], number * batch_bytes as u64)?;
+    }
+    file.sync_all()?;
+    let direct = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path)?;
+    let mut memory = vec![2_u8; batch_bytes + 4096];
+    let start = memory.as_ptr().align_offset(4096);
+    let batch = &mut memory[start..start + batch_bytes];
+    let begun = Instant::now();
+    for number in 0..count {
+        direct.write_all_at(batch, number * batch_bytes as u64)?;
+        direct.sync_data()?;
+    }
+    Ok(file_bytes as f64 / begun.elapsed().as_secs_f64())
 }
 
 /// What the disk itself takes: the same batch written and synced, and the same block read, in a file of its own.
@@ -279,6 +434,12 @@ impl Zipf {
         let place = self.count as f64 * (self.eta * uniform - self.eta + 1.0).powf(1.0 / (1.0 - self.theta));
         (place as u64).min(self.count - 1)
     }
+}
+
+/// The median, and the least and most.
+fn spread(figures: &mut [f64]) -> String {
+    figures.sort_unstable_by(f64::total_cmp);
+    format!("{:.2} ({:.2} to {:.2})", figures[figures.len() / 2], figures[0], figures[figures.len() - 1])
 }
 
 fn percentiles(took: &mut [Duration]) -> String {

@@ -1,0 +1,249 @@
+//! What others on a log's core notice of it: memory gets while it writes, any task while it reclaims, and whether the core's
+//! thread ever waits for a page.
+//!
+//! ```text
+//!   one executor   log.run()     a writer: a few puts, then others' turn      a probe: asks for its turn again and again
+//!   phases         quiet, busy, quiet, busy, ...                              and notes when it got it
+//! ```
+//! A probe that always wants its turn is the most that a neighbour can see; what it sees without the log is the noise of
+//! the machine, so each figure is beside that, of the same run.
+
+use std::{
+    cell::{Cell, RefCell},
+    fs::{self, File},
+    future::poll_fn,
+    os::fd::AsRawFd as _,
+    path::Path,
+    rc::Rc,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use milena_proto::placement::mix64;
+use milena_storage::{
+    log::{Disk, Log, LogSettings, open},
+    memory::{Lookup, Memory},
+};
+
+use crate::{NOW, entry, key, on_a_core, percentiles, spread, with_log};
+
+/// Phases of each kind.
+const PHASES: usize = 10;
+
+const PHASE: Duration = Duration::from_secs(1);
+
+/// Puts of a writer between two turns of others.
+const PUTS_PER_TURN: u64 = 8;
+
+/// When a batch of gets is due, whatever became of the one before.
+const GETS_INTERVAL: Duration = Duration::from_micros(100);
+
+/// Gets of a batch: what arrives together on a connection.
+const GETS_PER_BATCH: u64 = 16;
+
+const MEMORY_KEYS: u64 = 50_000;
+
+async fn turn() {
+    let mut has_yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut has_yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// What a writer shares with who starts and stops it.
+#[derive(Default)]
+struct Writer {
+    is_busy: Cell<bool>,
+    has_ended: Cell<bool>,
+    puts: Cell<u64>,
+}
+
+impl Writer {
+    /// Puts of 1 KiB while it is busy, at most `rate` a second.
+    async fn run(&self, log: Rc<Log<Disk>>, rate: Option<u64>) {
+        let mut begun = Instant::now();
+        let mut count = 0;
+        while !self.has_ended.get() {
+            if !self.is_busy.get() {
+                (begun, count) = (Instant::now(), 0);
+                turn().await;
+                continue;
+            }
+            let is_due = rate.is_none_or(|rate| count < (begun.elapsed().as_secs_f64() * rate as f64) as u64);
+            for _ in 0..if is_due { PUTS_PER_TURN } else { 0 } {
+                let number = self.puts.replace(self.puts.get() + 1);
+                Rc::clone(&log).put(key(number), entry(1024), None, NOW).await.expect("there is room");
+                count += 1;
+            }
+            turn().await;
+        }
+    }
+}
+
+/// Gets from memory in an open loop, each batch timed from when it was due.
+async fn gets(memory: &RefCell<Memory>) -> Vec<Duration> {
+    let mut took = Vec::new();
+    let begun = Instant::now();
+    let mut due = begun;
+    while due < begun + PHASE {
+        turn().await;
+        while Instant::now() >= due && due < begun + PHASE {
+            for number in 0..GETS_PER_BATCH {
+                let key = key(mix64(took.len() as u64 * GETS_PER_BATCH + number) % MEMORY_KEYS);
+                assert!(matches!(memory.borrow_mut().get(key.as_ref(), NOW), Lookup::Hit(_)));
+            }
+            took.push(due.elapsed());
+            due += GETS_INTERVAL;
+        }
+    }
+    took
+}
+
+/// p99.9 of gets from memory while the log writes at full speed, against without.
+pub(crate) fn gets_while_writing(settings: &LogSettings) {
+    with_log(settings, true, |log| async move {
+        let memory = RefCell::new(Memory::new(256 << 20, 0));
+        for number in 0..MEMORY_KEYS {
+            memory.borrow_mut().insert(key(number).as_ref(), &entry(100), None, NOW);
+        }
+        let writer = Writer::default();
+        let phases = async {
+            let (mut ratios, mut quiet_all, mut busy_all) = (Vec::new(), Vec::new(), Vec::new());
+            for _ in 0..PHASES {
+                writer.is_busy.set(false);
+                let mut quiet = gets(&memory).await;
+                writer.is_busy.set(true);
+                let mut busy = gets(&memory).await;
+                ratios.push(permille(&mut busy, 999).as_secs_f64() / permille(&mut quiet, 999).as_secs_f64());
+                quiet_all.extend(quiet);
+                busy_all.extend(busy);
+            }
+            writer.has_ended.set(true);
+            let mib = log.figures().counts.written_bytes as f64 / (1 << 20) as f64;
+            println!(
+                "get from memory, {GETS_PER_BATCH} every {GETS_INTERVAL:?}, nobody writes: {}",
+                percentiles(&mut quiet_all)
+            );
+            println!(
+                "the same while the log writes {:.0} MiB/s: {}; p99.9 within a pair {} times",
+                mib / (PHASES as f64 * PHASE.as_secs_f64()),
+                percentiles(&mut busy_all),
+                spread(&mut ratios)
+            );
+        };
+        futures::future::join(writer.run(Rc::clone(&log), None), phases).await;
+    });
+}
+
+fn permille(took: &mut [Duration], permille: usize) -> Duration {
+    took.sort_unstable();
+    took[(took.len() - 1) * permille / 1000]
+}
+
+/// How long a task that always wants its turn waits for it.
+async fn gaps() -> Vec<Duration> {
+    let mut gaps = Vec::new();
+    let begun = Instant::now();
+    let mut last = begun;
+    while last < begun + PHASE {
+        turn().await;
+        let now = Instant::now();
+        gaps.push(now - last);
+        last = now;
+    }
+    gaps
+}
+
+/// The longest that reclaiming keeps others from their turn: the same puts to a log that is full, and to one that is not.
+pub(crate) fn turns_while_reclaiming(full: &LogSettings, roomy: &LogSettings) {
+    const RATE: u64 = 20_000;
+    with_log(full, true, |log| async move {
+        while log.figures().counts.reclaimed < 8 {
+            let number = 1 << 40 | log.figures().counts.appended_bytes;
+            Rc::clone(&log).put(key(number), entry(1024), None, NOW).await.expect("there is room");
+        }
+    });
+    let (full, roomy) = (open(full).expect("it was just closed"), open(roomy).expect("an empty directory"));
+    on_a_core(async move {
+        let (full, _full_keeper) = Log::new(full, 0).await.expect("its files can be opened");
+        let (roomy, _roomy_keeper) = Log::new(roomy, 0).await.expect("its files can be opened");
+        let runs = [&full, &roomy].map(|log| glommio::spawn_local(Rc::clone(log).run()));
+        let writers = [Writer::default(), Writer::default()];
+        let phases = async {
+            let mut gaps_of = [Vec::new(), Vec::new()];
+            for _ in 0..PHASES {
+                for (writer, gaps_of) in writers.iter().zip(&mut gaps_of) {
+                    writer.is_busy.set(true);
+                    gaps_of.extend(gaps().await);
+                    writer.is_busy.set(false);
+                }
+            }
+            writers.iter().for_each(|writer| writer.has_ended.set(true));
+            for ((log, what), mut gaps) in [(&full, "reclaims"), (&roomy, "has room")].into_iter().zip(gaps_of) {
+                println!(
+                    "between two turns of a neighbour, {RATE} puts/s to a log that {what} ({} segments): {}, longest {:.1?}",
+                    log.figures().counts.reclaimed,
+                    percentiles(&mut gaps),
+                    gaps.last().expect("sorted, and not empty"),
+                );
+            }
+        };
+        let [first, second] = &writers;
+        let writing =
+            futures::future::join(first.run(Rc::clone(&full), Some(RATE)), second.run(Rc::clone(&roomy), Some(RATE)));
+        futures::future::join(writing, phases).await;
+        for run in runs {
+            run.cancel().await;
+        }
+    });
+}
+
+/// Whether the core's thread ever waits for a page without knowing: gets of a log whose pages are taken out of memory again
+/// and again, as they are where other programs want the memory.
+pub(crate) fn faults_without_memory(settings: &LogSettings) {
+    const KEYS: u64 = 100_000;
+    const ROUNDS: u64 = 20;
+    const GETS_PER_ROUND: u64 = 500;
+    let dir = settings.dir.clone();
+    with_log(settings, false, move |log| async move {
+        for number in 0..KEYS {
+            Rc::clone(&log).put(key(number), entry(1024), None, NOW).await.expect("there is room");
+        }
+        let faults_before = major_faults();
+        for round in 0..ROUNDS {
+            drop_pages(&dir);
+            for number in 0..GETS_PER_ROUND {
+                let number = mix64(round * GETS_PER_ROUND + number) % KEYS;
+                assert!(Rc::clone(&log).get(key(number), NOW).await.is_some());
+                Rc::clone(&log).put(key(KEYS + number), entry(1024), None, NOW).await.expect("there is room");
+            }
+        }
+        println!(
+            "gets with the log's pages dropped every {GETS_PER_ROUND}: {} of {} went to the disk; {} major faults of the thread",
+            log.figures().counts.reads_ring,
+            ROUNDS * GETS_PER_ROUND,
+            major_faults() - faults_before
+        );
+    });
+}
+
+fn drop_pages(dir: &Path) {
+    for file in fs::read_dir(dir).expect("the log's directory") {
+        let file = File::open(file.expect("a file").path()).expect("it can be read");
+        // SAFETY: no pointers, and the file is open.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    }
+}
+
+fn major_faults() -> i64 {
+    // SAFETY: all zeros is a usage.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: points to one usage.
+    assert_eq!(unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) }, 0);
+    usage.ru_majflt
+}
