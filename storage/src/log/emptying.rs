@@ -61,6 +61,8 @@ impl<D: Device> Log<D> {
             }
             if let Some(victim) = victim {
                 self.state.borrow_mut().give_up_reclaiming(victim);
+            }
+            if victim.is_some() || reclaim::is_hopeless(&self.state.borrow().segments) {
                 // Whoever waits would wait for ever if nothing else can go.
                 self.is_stuck.set(true);
                 self.tell_of_room();

@@ -8,7 +8,8 @@
 //!     index             saved.rs; only after a clean stop, and gone before the log is used again
 //! ```
 //! What cannot be used is discarded with a word about it, and the log begins empty: it is a cache. Only a directory that
-//! another process holds, or that cannot be written, stops the start.
+//! another process holds, that cannot be written, or whose log would be discarded with changes that the store does not
+//! have, stops the start.
 
 use std::{
     fmt,
@@ -22,6 +23,7 @@ use memmap2::Mmap;
 
 use super::{
     footer::{self, Footer},
+    inspect::debt_count,
     recover::{Recovered, Unsealed, recover},
     saved,
     segment::{
@@ -113,6 +115,18 @@ pub enum OpenError {
         segment_bytes: u64,
         /// Why there were not more, if that is not what was asked for.
         source: Option<io::Error>,
+    },
+    /// The log belongs to another core, or to a node with another number of them, and has changes that the store does
+    /// not have: nothing else has them.
+    Owed {
+        /// The directory.
+        dir: PathBuf,
+        /// How many changes.
+        debts: u64,
+        /// The core.
+        core: u16,
+        /// Of how many.
+        core_count: u16,
     },
     /// A file cannot be made, read or written.
     Io {
@@ -244,7 +258,13 @@ fn read_superblock(settings: &LogSettings) -> Result<(Option<Superblock>, Option
     };
     Ok(match Superblock::decode(&bytes) {
         Err(why) => (None, Some(Discarded::Superblock(why))),
-        Ok(Superblock { core, core_count, .. }) if (core, core_count) != (settings.core, settings.core_count) => {
+        Ok(superblock @ Superblock { core, core_count, .. })
+            if (core, core_count) != (settings.core, settings.core_count) =>
+        {
+            let debts = debt_count(&settings.dir, &superblock)?;
+            if debts > 0 {
+                return Err(OpenError::Owed { dir: settings.dir.clone(), debts, core, core_count });
+            }
             (None, Some(Discarded::OtherCores { core, core_count }))
         }
         Ok(superblock) => (Some(superblock), None),
@@ -387,6 +407,12 @@ impl fmt::Display for OpenError {
                 )?;
                 source.as_ref().map_or(Ok(()), |source| write!(f, ": {source}"))
             }
+            Self::Owed { dir, debts, core, core_count } => write!(
+                f,
+                "cannot open {}: {debts} changes in it are not in the store yet, and it belongs to core {core} of \
+                 {core_count}; start with CORES={core_count} until they are uploaded",
+                dir.display()
+            ),
             Self::Io { path, operation, source } => write!(f, "cannot {operation} {}: {source}", path.display()),
         }
     }

@@ -565,6 +565,25 @@ fn segments_that_all_have_something_the_store_lacks_are_emptied_too() {
 }
 
 #[test]
+fn the_smallest_log_takes_writes_with_as_much_in_it_as_may_wait() {
+    let mut bench = Bench::new(12);
+    let life_ms = [60_000, 600_000, 10_000_000, 100_000_000];
+    let owed = (0..)
+        .find(|n| {
+            let entry = expiring(&[7; 1500], NOW.plus_ms(life_ms[n % 4]));
+            bench.put(&format!("filler{n}"), &[0; 600]).unwrap();
+            bench.put_dirty_entry(&key(&format!("k{n}")), entry) == Err(LogError::DirtyFull)
+        })
+        .unwrap();
+    for n in 0..3000 {
+        let entry = expiring(&[0; 600], NOW.plus_ms(life_ms[n % 4]));
+        bench.put_entry(&format!("more{n}"), entry).unwrap();
+    }
+    assert!(bench.log.figures().counts.reclaimed > 20);
+    assert!((0..owed).all(|n| bench.get(&format!("k{n}")).is_some_and(|copy| copy.is_dirty)));
+}
+
+#[test]
 fn a_record_that_is_copied_during_its_upload_is_found_and_marked_where_it_is() {
     let mut bench = Bench::new(16);
     bench.owe("a", "one");
