@@ -412,7 +412,7 @@ impl<D: Device> Log<D> {
         self.until_durable(position.0).await
     }
 
-    /// The same for one of those who may always wait.
+    /// The same for the uploader, who may always wait: there are no more of it than debts.
     async fn until_durable(&self, sequence: Sequence) -> Result<(), LogError> {
         let answer = {
             let state = self.state.borrow();

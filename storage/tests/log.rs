@@ -4,9 +4,10 @@ use std::{
     fs::{self, OpenOptions},
     os::unix::fs::FileExt as _,
     rc::Rc,
+    time::Duration,
 };
 
-use milena_storage::log::{Discarded, Disk, Log, LogSettings, OpenError, SuperblockError, inspect, open};
+use milena_storage::log::{Discarded, Disk, Log, LogError, LogSettings, OpenError, SuperblockError, inspect, open};
 
 #[path = "support/log_dir.rs"]
 mod log_dir;
@@ -245,6 +246,57 @@ fn an_inspection_counts_the_living_the_dead_and_the_damaged_and_changes_nothing(
     // The index of the clean stop is still there to be used.
     assert!(with_log(&settings(dir.path()), End::Killed, |_| async {}).0.is_from_index);
     assert!(inspect(&dir.path().join("elsewhere")).is_err());
+}
+
+#[test]
+fn a_log_of_another_core_is_not_thrown_away_with_what_the_store_does_not_have() {
+    let dir = tempfile::tempdir().unwrap();
+    with_log(&settings(dir.path()), End::Stopped, |log| async move { owe(&log, "a", Some("one")).await });
+    let other = LogSettings { core: 1, core_count: 2, new_log_id: 8, ..settings(dir.path()) };
+    let error = open(&other).unwrap_err();
+    assert!(matches!(error, OpenError::Owed { debts: 1, core: 0, core_count: 1, .. }), "{error}");
+    assert!(error.to_string().contains("start with CORES=1 until they are uploaded"), "{error}");
+    let (_, uploaded) = with_log(&settings(dir.path()), End::Stopped, upload_all);
+    assert_eq!(uploaded.len(), 1);
+    assert_eq!(open(&other).unwrap().opening.discarded, Some(Discarded::OtherCores { core: 0, core_count: 1 }));
+}
+
+#[test]
+fn a_log_that_is_smaller_than_what_waits_refuses_until_it_is_uploaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let larger = LogSettings { disk_bytes: 4 << 20, ..settings(dir.path()) };
+    let value = "x".repeat(4000);
+    let text = value.clone();
+    let (_, owed) = with_log(&larger, End::Stopped, |log| async move {
+        let mut owed = 0;
+        while Rc::clone(&log).put_dirty(key(&format!("k{owed}")), entry(&text), None, NOW).await.is_ok() {
+            owed += 1;
+        }
+        owed
+    });
+    assert!(owed > 200, "{owed}");
+    let smaller = LogSettings { disk_bytes: 12 * (64 << 10), ..settings(dir.path()) };
+    let (opening, uploaded) = with_log(&smaller, End::Killed, |log| async move {
+        let mut refused = 0;
+        for n in 0..300 {
+            let put = Rc::clone(&log).put(key(&format!("clean{n}")), entry(&value), None, NOW).await;
+            refused += u32::from(put.is_err());
+            assert!(put.is_ok() || put == Err(LogError::Full));
+        }
+        assert!(refused > 0);
+        let change = Rc::clone(&log).put_dirty(key("more"), entry("x"), None, NOW).await;
+        assert!(matches!(change, Err(LogError::DirtyFull | LogError::Full)), "{change:?}");
+        let uploaded = upload_all(Rc::clone(&log)).await;
+        // The segments are to be emptied first.
+        for _ in 0..1000 {
+            if Rc::clone(&log).put(key("after"), entry("it works"), None, NOW).await.is_ok() {
+                return uploaded;
+            }
+            glommio::timer::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("no room though nothing waits: {:?}", log.figures());
+    });
+    assert_eq!((opening.debts, uploaded.len()), (owed, owed as usize));
 }
 
 /// Uploads all debts there are: whose they were, and the values.

@@ -266,22 +266,22 @@ impl<D: Device> Log<D> {
             let is_there = self.state.borrow().owed(key.hash(), owed.id).is_some_and(|now| now.place == owed.place);
             match read {
                 _ if !is_there => {}
-                Ok(bytes) => {
-                    let is_own = Record::parse(&bytes).is_ok_and(|(record, _)| record.is_of(key));
-                    return if is_own { Waiting::Own(owed.id, bytes) } else { Waiting::Other };
-                }
+                Ok(bytes) => match record_in(&bytes, key.hash(), &owed) {
+                    Some(record) if record.is_of(key) => return Waiting::Own(owed.id, bytes),
+                    Some(_) => return Waiting::Other,
+                    None => return self.unreadable(owed.place, None),
+                },
                 Err(Unreadable::Busy) => return Waiting::Unreadable { is_busy: true },
-                Err(Unreadable::Device(error)) => {
-                    self.note_unreadable(owed.place, Some(error));
-                    return Waiting::Unreadable { is_busy: false };
-                }
-                Err(Unreadable::Corrupt) => {
-                    self.note_unreadable(owed.place, None);
-                    return Waiting::Unreadable { is_busy: false };
-                }
+                Err(Unreadable::Device(error)) => return self.unreadable(owed.place, Some(error)),
+                Err(Unreadable::Corrupt) => return self.unreadable(owed.place, None),
             }
         }
         Waiting::Unreadable { is_busy: true }
+    }
+
+    fn unreadable(&self, place: Place, error: Option<DeviceError>) -> Waiting {
+        self.note_unreadable(place, error);
+        Waiting::Unreadable { is_busy: false }
     }
 
     /// What a change that waits says of its key.
@@ -335,15 +335,19 @@ impl<D: Device> Log<D> {
     }
 }
 
-fn change_in(bytes: &Bytes, hash: KeyHash, owed: &Owed) -> Option<(Key, Change)> {
+/// The record of a change, if that is what the bytes are.
+fn record_in<'a>(bytes: &'a Bytes, hash: KeyHash, owed: &Owed) -> Option<Record<'a>> {
     let (record, _) = Record::parse(bytes).ok()?;
-    if (record.key_hash, record.sequence) != (hash, owed.sequence) {
-        return None;
-    }
+    let is_it = (record.key_hash, record.sequence) == (hash, owed.sequence) && record.kind().is_dirty();
+    is_it.then_some(record)
+}
+
+fn change_in(bytes: &Bytes, hash: KeyHash, owed: &Owed) -> Option<(Key, Change)> {
+    let record = record_in(bytes, hash, owed)?;
     let (bucket, name, change) = match record.body {
-        Body::Put { bucket, name, is_dirty: true, .. } => (bucket, name, Change::Put(entry_in(bytes, &record.body)?)),
+        Body::Put { bucket, name, .. } => (bucket, name, Change::Put(entry_in(bytes, &record.body)?)),
         Body::DirtyDelete { bucket, name } => (bucket, name, Change::Delete),
-        Body::Put { .. } | Body::Tombstone { .. } | Body::Mark { .. } => return None,
+        Body::Tombstone { .. } | Body::Mark { .. } => return None,
     };
     Some((KeyRef::parse(bucket, name).ok()?.to_key(), change))
 }

@@ -97,6 +97,14 @@ pub fn inspect(dir: &Path) -> Result<Inspection, InspectError> {
     })
 }
 
+/// How many changes the store does not have. Blocks, as [`inspect`], for the footers alone.
+pub(super) fn debt_count(dir: &Path, superblock: &Superblock) -> Result<u64, OpenError> {
+    let maps = maps(dir, superblock.segment_count)?;
+    let bytes: Vec<&[u8]> = maps.iter().map(|map| &map[..]).collect();
+    let segment_bytes = u32::try_from(superblock.segment_bytes).expect("at most SEGMENT_BYTES_MAX");
+    Ok(recover(superblock.log_id, segment_bytes, &bytes).found.debts.len() as u64)
+}
+
 fn maps(dir: &Path, segment_count: u32) -> Result<Vec<Mmap>, OpenError> {
     let map = |number: u32| {
         let path = segment_path(dir, number as usize);

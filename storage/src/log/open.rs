@@ -8,7 +8,8 @@
 //!     index             saved.rs; only after a clean stop, and gone before the log is used again
 //! ```
 //! What cannot be used is discarded with a word about it, and the log begins empty: it is a cache. Only a directory that
-//! another process holds, that cannot be written, or that has no room for the smallest log, stops the start.
+//! another process holds, that cannot be written, that has no room for the smallest log, or whose log would be discarded
+//! with changes that the store does not have, stops the start.
 
 use std::{
     ffi::CString,
@@ -28,6 +29,7 @@ use milena_net::settings::Size;
 
 use super::{
     footer::{self, Footer},
+    inspect::debt_count,
     recover::{Recovered, Unsealed, recover},
     saved,
     segment::{
@@ -128,6 +130,18 @@ pub enum OpenError {
         needed_bytes: u64,
         /// The kernel's reason.
         source: io::Error,
+    },
+    /// The log belongs to another core, or to a node with another number of them, and has changes that the store does
+    /// not have: nothing else has them.
+    Owed {
+        /// The directory.
+        dir: PathBuf,
+        /// How many changes.
+        debts: u64,
+        /// The core.
+        core: u16,
+        /// Of how many.
+        core_count: u16,
     },
     /// A file cannot be made, read or written.
     Io {
@@ -281,7 +295,13 @@ fn read_superblock(settings: &LogSettings) -> Result<(Option<Superblock>, Option
     };
     Ok(match Superblock::decode(&bytes) {
         Err(why) => (None, Some(Discarded::Superblock(why))),
-        Ok(Superblock { core, core_count, .. }) if (core, core_count) != (settings.core, settings.core_count) => {
+        Ok(superblock @ Superblock { core, core_count, .. })
+            if (core, core_count) != (settings.core, settings.core_count) =>
+        {
+            let debts = debt_count(&settings.dir, &superblock)?;
+            if debts > 0 {
+                return Err(OpenError::Owed { dir: settings.dir.clone(), debts, core, core_count });
+            }
             (None, Some(Discarded::OtherCores { core, core_count }))
         }
         Ok(superblock) => (Some(superblock), None),
@@ -447,6 +467,12 @@ impl fmt::Display for OpenError {
                 dir.display(),
                 Size(*free_bytes),
                 Size(*needed_bytes)
+            ),
+            Self::Owed { dir, debts, core, core_count } => write!(
+                f,
+                "cannot open {}: {debts} changes in it are not in the store yet, and it belongs to core {core} of \
+                 {core_count}; start with CORES={core_count} until they are uploaded",
+                dir.display()
             ),
             Self::Io { path, operation, source } => write!(f, "cannot {operation} {}: {source}", path.display()),
         }

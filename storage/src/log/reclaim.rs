@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   choose   suspect or surplus ─▶ expired ─▶ emptiest, if it is empty enough ─▶ oldest
-//!            ─▶ only then those with records that the store does not have: the one with the fewest bytes of them
+//!            ─▶ only then those with records that the store does not have: the one with the fewest bytes of them,
+//!               if that brings any room
 //!
 //!   fate     put        not in the index (dead) ───────────────▶ Drop
 //!                       hit since it was placed, within budget ─▶ Carry     all of them, where few are alive
@@ -29,6 +30,9 @@ pub(super) const CARRY_PERCENT_MAX: u64 = 10;
 
 /// A segment is empty enough to go before older ones when no more than this share of its records is needed.
 const EMPTY_PERCENT_MAX: u64 = 25;
+
+/// A segment is not worth being emptied when more than this share of its records' bytes must be copied.
+const DIRTY_SHARE_PERCENT_MAX: u64 = 90;
 
 /// Neighbours that are to be copied are read together when no more than this lies between them, in bytes.
 const SPAN_GAP_BYTES_MAX: u32 = 32 << 10;
@@ -68,7 +72,10 @@ pub(super) fn choose(segments: &[Segment], now: Timestamp, may_be_surplus: bool)
         by_need.filter(|(_, segment)| needed_permille(segment) <= EMPTY_PERCENT_MAX * 10)
     };
     let oldest = || clean().min_by_key(|(_, segment)| segment.first_sequence);
-    let cleanest = || sealed().min_by_key(|(_, segment)| segment.dirty_bytes);
+    let cleanest = || {
+        let brings_room = |segment: &Segment| segment.dirty_bytes * 100 <= segment.used_bytes * DIRTY_SHARE_PERCENT_MAX;
+        sealed().filter(|(_, segment)| brings_room(segment)).min_by_key(|(_, segment)| segment.dirty_bytes)
+    };
     urgent.or_else(expired).or_else(emptiest).or_else(oldest).or_else(cleanest).map(|(number, _)| number)
 }
 
@@ -195,12 +202,16 @@ mod tests {
     #[test]
     fn segments_with_records_that_the_store_lacks_go_last_and_the_cleanest_of_them_first() {
         let mut segments = [sealed(1, 0), sealed(2, 100), sealed(3, 10)];
+        segments.iter_mut().for_each(|segment| segment.used_bytes = 1000);
         segments[0].dirty_bytes = 200;
         segments[0].expires_max = Some(NOW);
         segments[2].dirty_bytes = 100;
         assert_eq!(choose(&segments, NOW, true), Some(1));
         segments[1].state = State::Reclaiming;
         assert_eq!(choose(&segments, NOW, true), Some(2));
+        segments[2].dirty_bytes = 901;
+        segments[0].dirty_bytes = 950;
+        assert_eq!(choose(&segments, NOW, true), None, "it would only be copied");
         segments[0].is_suspect = true;
         assert_eq!(choose(&segments, NOW, true), Some(0));
     }

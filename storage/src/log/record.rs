@@ -98,8 +98,14 @@ pub(super) enum Kind {
 impl Kind {
     /// The kind with this number, if there is one.
     pub(super) fn of(number: u64) -> Option<Self> {
-        let all = [Self::Put, Self::Tombstone, Self::DirtyPut, Self::DirtyDelete, Self::Mark];
-        all.into_iter().find(|kind| *kind as u64 == number)
+        Some(match number {
+            1 => Self::Put,
+            2 => Self::Tombstone,
+            3 => Self::DirtyPut,
+            4 => Self::DirtyDelete,
+            5 => Self::Mark,
+            _ => return None,
+        })
     }
 
     /// Whether the record has an entry.

@@ -252,7 +252,7 @@ async fn resident_and_memory(log: &Rc<Log<Disk>>, keys: u64) {
         let begun = cpu();
         for number in 0..GET_COUNT {
             let found = Rc::clone(log).get(key(mix64(number) % keys), NOW).await;
-            assert_eq!(found.expect("it was put").entry.value.len(), 1024);
+            assert_eq!(found.into_copy().expect("it was put").entry.value.len(), 1024);
         }
         let resident_us = each_us(begun);
         let begun = cpu();

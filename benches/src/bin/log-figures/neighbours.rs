@@ -219,7 +219,7 @@ pub(crate) fn faults_without_memory(settings: &LogSettings) {
             drop_pages(&dir);
             for number in 0..GETS_PER_ROUND {
                 let number = mix64(round * GETS_PER_ROUND + number) % KEYS;
-                assert!(Rc::clone(&log).get(key(number), NOW).await.is_some());
+                assert!(Rc::clone(&log).get(key(number), NOW).await.into_copy().is_some());
                 Rc::clone(&log).put(key(KEYS + number), entry(1024), None, NOW).await.expect("there is room");
             }
         }

@@ -9,7 +9,7 @@ use crate::log::{
     Change, Debt, DebtError,
     footer::{self, Footer, FooterEntry},
     index::Place,
-    record::{Kind, Record},
+    record::{Body, Kind, Record},
     testing::keys_with_equal_hashes,
 };
 
@@ -565,6 +565,25 @@ fn segments_that_all_have_something_the_store_lacks_are_emptied_too() {
 }
 
 #[test]
+fn the_smallest_log_takes_writes_with_as_much_in_it_as_may_wait() {
+    let mut bench = Bench::new(12);
+    let life_ms = [60_000, 600_000, 10_000_000, 100_000_000];
+    let owed = (0..)
+        .find(|n| {
+            let entry = expiring(&[7; 1500], NOW.plus_ms(life_ms[n % 4]));
+            bench.put(&format!("filler{n}"), &[0; 600]).unwrap();
+            bench.put_dirty_entry(&key(&format!("k{n}")), entry) == Err(LogError::DirtyFull)
+        })
+        .unwrap();
+    for n in 0..3000 {
+        let entry = expiring(&[0; 600], NOW.plus_ms(life_ms[n % 4]));
+        bench.put_entry(&format!("more{n}"), entry).unwrap();
+    }
+    assert!(bench.log.figures().counts.reclaimed > 20);
+    assert!((0..owed).all(|n| bench.get(&format!("k{n}")).is_some_and(|copy| copy.is_dirty)));
+}
+
+#[test]
 fn a_record_that_is_copied_during_its_upload_is_found_and_marked_where_it_is() {
     let mut bench = Bench::new(16);
     bench.owe("a", "one");
@@ -629,6 +648,22 @@ fn a_mark_and_a_delete_hold_as_long_as_what_they_speak_of_is_on_disk() {
 }
 
 #[test]
+fn a_copy_of_what_the_store_has_by_now_is_no_debt_again() {
+    let mut bench = Bench::new(16);
+    bench.owe("hot", "kept");
+    assert_eq!(bench.upload(), uploaded("hot", Some("kept")));
+    for n in 0..3000 {
+        bench.put(&format!("k{n}"), &[0; 600]).unwrap();
+        if n % 50 == 0 {
+            assert_eq!(bench.value("hot").as_deref(), Some("kept"), "after {n}");
+        }
+    }
+    bench.flush();
+    let mut bench = bench.restarted();
+    assert_eq!((bench.value("hot").as_deref(), bench.log.next_debt()), (Some("kept"), None));
+}
+
+#[test]
 fn an_index_that_is_full_evicts_nothing_that_the_store_lacks() {
     let bench = Bench::new(16);
     let device = bench.device.clone();
@@ -668,6 +703,74 @@ fn a_log_with_debts_leaves_no_index_behind() {
 }
 
 // ---- Crashes.
+
+/// What a start finds in segments with these records, all of one hash: the sequences of the debt, and of what is in the
+/// index.
+fn found_in(segments: &[&[Record<'_>]]) -> (Option<u64>, Option<u64>) {
+    let bytes: Vec<Vec<u8>> = (0..).zip(segments).map(|(number, records)| segment_of(number, records)).collect();
+    let slices: Vec<&[u8]> = bytes.iter().map(Vec::as_slice).collect();
+    let found = recover(LOG_ID, SEGMENT_BYTES, &slices).found;
+    let sequence_at = |place: &Place| {
+        let bytes = &bytes[usize::from(place.segment)][place.offset as usize..];
+        Record::decode(bytes).unwrap().0.sequence
+    };
+    let mut indexed = Vec::new();
+    found.index.candidates(HASH, &mut indexed);
+    assert!(found.debts.len() <= 1 && indexed.len() <= 1);
+    (found.debts.first().map(|debt| debt.sequence), indexed.first().map(sequence_at))
+}
+
+fn segment_of(number: u16, records: &[Record<'_>]) -> Vec<u8> {
+    let header =
+        SegmentHeader { log_id: LOG_ID, segment: number, generation: 1, first_sequence: 1, is_void: false, class: 0 };
+    let mut bytes = header.encode_block();
+    records.iter().for_each(|record| record.encode(&mut bytes));
+    bytes.resize(SEGMENT_BYTES as usize, 0);
+    bytes.to_vec()
+}
+
+const HASH: u64 = 7;
+
+fn put_record(sequence: u64, is_dirty: bool) -> Record<'static> {
+    let body = Body::Put {
+        bucket: b"default",
+        name: b"a",
+        version: b"v",
+        value: b"x",
+        expires: None,
+        believed_until_s: None,
+        has_older: true,
+        is_dirty,
+    };
+    Record { sequence, key_hash: HASH, body }
+}
+
+#[test]
+fn a_start_owes_the_newest_change_of_a_hash_unless_a_mark_names_it_or_something_newer_is_there() {
+    let dirty = |sequence| put_record(sequence, true);
+    let clean = |sequence| put_record(sequence, false);
+    let record = |sequence, body| Record { sequence, key_hash: HASH, body };
+    let delete = |sequence| record(sequence, Body::DirtyDelete { bucket: b"default", name: b"a" });
+    let mark = |sequence, origin| record(sequence, Body::Mark { origin });
+    let tombstone = |sequence| record(sequence, Body::Tombstone { origin: sequence });
+
+    assert_eq!(found_in(&[&[dirty(1)]]), (Some(1), None));
+    assert_eq!(found_in(&[&[dirty(1), mark(2, 2)]]), (None, Some(1)));
+    assert_eq!(found_in(&[&[dirty(1), dirty(2), mark(3, 2)]]), (Some(2), None));
+    assert_eq!(found_in(&[&[dirty(1), dirty(2), mark(3, 3)]]), (None, Some(2)));
+    assert_eq!(found_in(&[&[delete(1)]]), (Some(1), None));
+    assert_eq!(found_in(&[&[clean(1), dirty(2), delete(3)]]), (Some(3), None));
+    assert_eq!(found_in(&[&[clean(1), delete(2), mark(3, 3)]]), (None, None));
+    assert_eq!(found_in(&[&[delete(1), dirty(2)]]), (Some(2), None));
+    // Wherever their segments stand.
+    assert_eq!(found_in(&[&[mark(4, 4)], &[dirty(3)], &[clean(1)]]), (None, Some(3)));
+    assert_eq!(found_in(&[&[dirty(3)], &[dirty(2), mark(5, 3)], &[clean(1)]]), (Some(3), None));
+    // With a mark that was damaged since: what is newer was written when it was durable.
+    assert_eq!(found_in(&[&[dirty(1), clean(3)]]), (None, Some(3)));
+    assert_eq!(found_in(&[&[clean(3)], &[dirty(1)]]), (None, Some(3)));
+    assert_eq!(found_in(&[&[dirty(1), tombstone(3)]]), (None, None));
+    assert_eq!(found_in(&[&[delete(1), clean(3)]]), (None, Some(3)));
+}
 
 /// A segment with a change of each kind and a mark, on disk, and where they end.
 fn small_dirty_log() -> (Vec<u8>, usize) {
