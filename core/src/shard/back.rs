@@ -276,6 +276,9 @@ impl<T: Tier + 'static> Shard<T> {
         let (Some(store), Some(log)) = (&self.store, &self.log) else { unreachable!("a debt has a log and a store") };
         let (hash, position) = (debt.hash(), debt.position());
         let done = match Rc::clone(log).read_debt(&debt).await {
+            // Were the store to have what a crash takes from the disk, an older change that the disk still has would be
+            // uploaded over it.
+            Ok(_) if Rc::clone(log).durable(position).await.is_err() => Err(not_durable()),
             Ok((key, change)) => upload(store, &key, change, now).await,
             Err(DebtError::Superseded) => {
                 log.debt_failed(debt);
@@ -351,6 +354,11 @@ fn taken(logged: Result<Position, LogError>) -> Result<Option<Position>, Refusal
 pub(super) fn unreadable(operation: Operation) -> Refusal {
     let text = "this node's disk cannot read a write that the store does not have yet";
     Refusal::Store(Error { operation, cause: Cause::Unavailable(text.into()) })
+}
+
+fn not_durable() -> Error {
+    let text = "this node's disk failed before it had synced a write, which the store must not have before";
+    Error { operation: Operation::Put, cause: Cause::Unavailable(text.into()) }
 }
 
 fn unreadable_debt() -> Error {

@@ -128,6 +128,8 @@ pub(super) struct Simulation {
     now_ms: u64,
     moment: usize,
     value_count: usize,
+    /// Whether the version of a value is the store's, known before it is written.
+    has_versions: bool,
     callers: Vec<Caller>,
     histories: [Vec<Seen>; 2],
 }
@@ -149,9 +151,15 @@ impl Simulation {
             now_ms: 1_000_000,
             moment: 0,
             value_count: 0,
+            has_versions: true,
             callers: Vec::new(),
             histories: Default::default(),
         }
+    }
+
+    /// Without conditions that name a version: the shard gives versions of its own.
+    pub(super) fn without_versions(self) -> Self {
+        Self { has_versions: false, ..self }
     }
 
     /// A history of each of two keys.
@@ -238,7 +246,8 @@ impl Simulation {
         let now = Timestamp(self.now_ms);
         let kind = self.random.below(10);
         let only = match self.random.below(6) {
-            0 => Only::If(self.random.below(self.value_count + 1)),
+            0 if self.has_versions => Only::If(self.random.below(self.value_count + 1)),
+            0 => Only::If(0),
             _ => Only::Always,
         };
         let (operation, only, started) = match kind {

@@ -31,7 +31,7 @@ use super::{
 };
 
 /// Longer than anything here takes; what hangs fails the test.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Logged {
     world: World,
@@ -39,7 +39,9 @@ struct Logged {
 }
 
 /// Runs `work` on a core with a log, which is killed at the end.
-fn with_log<T: 'static, F: Future<Output = T> + 'static>(work: impl FnOnce(Rc<Log<Disk>>) -> F + 'static) -> T {
+pub(super) fn with_log<T: 'static, F: Future<Output = T> + 'static>(
+    work: impl FnOnce(Rc<Log<Disk>>) -> F + 'static,
+) -> T {
     let dir = tempfile::tempdir_in("/dev/shm").expect("a tmpfs at /dev/shm");
     let settings =
         LogSettings { dir: dir.path().to_owned(), core: 0, core_count: 1, disk_bytes: 2 << 20, new_log_id: 7 };
@@ -64,7 +66,7 @@ fn with_logged<F: Future<Output = ()> + 'static>(work: impl FnOnce(Logged) -> F 
 }
 
 /// Lets what is on this core have a turn.
-async fn turn() {
+pub(super) async fn turn() {
     let mut has_yielded = false;
     poll_fn(|cx| {
         if std::mem::replace(&mut has_yielded, true) {
@@ -77,7 +79,7 @@ async fn turn() {
 }
 
 /// Gives turns until `started` is done.
-async fn finish<A>(mut started: Started<A>) -> A {
+pub(super) async fn finish<A>(mut started: Started<A>) -> A {
     let end = Instant::now() + PATIENCE;
     while !started.is_done() {
         assert!(Instant::now() < end, "it waits for something that nobody does");
@@ -87,7 +89,7 @@ async fn finish<A>(mut started: Started<A>) -> A {
 }
 
 /// Waits until all that is in the log is on its disk.
-async fn flush(log: &Rc<Log<Disk>>) {
+pub(super) async fn flush(log: &Rc<Log<Disk>>) {
     let position = Rc::clone(log).delete(key("nobody"), Timestamp(0)).await.unwrap();
     Rc::clone(log).durable(position).await.unwrap();
 }

@@ -1,5 +1,6 @@
 //! A shard above a store that does what the test says. No runtime, but for a log: futures are polled by hand.
 
+mod back;
 mod batches;
 mod histories;
 mod logged;

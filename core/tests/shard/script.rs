@@ -250,6 +250,15 @@ impl Script {
         let _ = call.answer.send(told);
     }
 
+    /// Holds nothing any more, and answers what is in the air.
+    pub(crate) fn answer_all(&self) {
+        self.0.borrow_mut().holds_all = false;
+        while self.in_the_air_count() > 0 {
+            self.work_on(0);
+            self.answer(0, false);
+        }
+    }
+
     /// Forgets the requests whose callers have gone: they are not going to happen later.
     pub(crate) fn drop_abandoned(&self) {
         self.0.borrow_mut().in_the_air.retain(|call| !call.answer.is_canceled());
