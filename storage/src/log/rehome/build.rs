@@ -37,7 +37,7 @@ use crate::{
         recover::recover,
         scan::scan,
         segment::{BLOCK_BYTES, Segment, SegmentHeader, SegmentNumber, State as SegmentState},
-        state::{FREE_SEGMENTS, Failures, Found, State},
+        state::{FREE_SEGMENTS, Failures, Found, RECORD_SHARE_MAX, State},
         superblock::Superblock,
     },
 };
@@ -66,14 +66,15 @@ pub(super) fn build(
 ) -> Result<Rehomed, RehomeError> {
     allow_many_files();
     let sources = old.iter().map(Source::open).collect::<Result<Vec<_>, _>>().map_err(RehomeError::Open)?;
-    let targets = logs.iter().enumerate().map(|(core, settings)| Target::make(dir, core, settings));
+    let record_bytes_max = sources.iter().map(Source::record_bytes_max).max().unwrap_or(0);
+    let targets = logs.iter().map(|settings| Target::make(dir, settings, record_bytes_max));
     let rehomed = Rehomed {
         old_count: old[0].superblock.core_count,
         new_count: u16::try_from(logs.len()).expect("at most CORES_MAX"),
         ..Rehomed::default()
     };
     let targets = targets.collect::<Result<_, _>>().map_err(RehomeError::Open)?;
-    let mut building = Building { targets, space_bytes, now, rehomed };
+    let mut building = Building { targets, space_bytes, record_bytes_max, now, rehomed };
     building.take_debts(&sources)?;
     building.take_copies(&sources).map_err(RehomeError::Open)?;
     building.targets.iter_mut().try_for_each(Target::finish).map_err(RehomeError::Open)?;
@@ -85,6 +86,8 @@ struct Building {
     targets: Vec<Target>,
     /// What the new logs may still take of the filesystem.
     space_bytes: u64,
+    /// The largest record that is alive.
+    record_bytes_max: u64,
     now: Timestamp,
     rehomed: Rehomed,
 }
@@ -144,20 +147,18 @@ impl Building {
     /// For each new log, the first turn for which it has no room any more.
     fn ends(&mut self, sources: &[Source], turns: &[(usize, SegmentNumber)]) -> Vec<usize> {
         let core_count = self.targets.len();
-        let mut record_bytes_max = 0;
-        let mut share_in = |&(source, number): &(usize, SegmentNumber)| {
+        let share_in = |&(source, number): &(usize, SegmentNumber)| {
             let mut bytes = vec![0; core_count];
             for entry in sources[source].copies(number) {
-                record_bytes_max = entry.record_bytes.max(record_bytes_max);
                 bytes[placement::core(entry.key_hash, core_count)] +=
                     u64::from(entry.record_bytes) + ENTRY_BYTES as u64;
             }
             bytes
         };
-        let shares: Vec<Vec<u64>> = turns.iter().map(&mut share_in).collect();
-        let space_bytes = self.space_bytes / core_count as u64;
+        let shares: Vec<Vec<u64>> = turns.iter().map(share_in).collect();
+        let (space_bytes, record_bytes_max) = (self.space_bytes / core_count as u64, self.record_bytes_max);
         let end = |(core, target): (usize, &mut Target)| {
-            let mut left_bytes = target.limit(space_bytes, u64::from(record_bytes_max));
+            let mut left_bytes = target.limit(space_bytes, record_bytes_max);
             let has_no_room = |share: &Vec<u64>| {
                 let left = left_bytes.checked_sub(share[core]);
                 left_bytes = left.unwrap_or(0);
@@ -236,6 +237,12 @@ impl Source {
         numbers.into_iter().map(|(_, number)| number).collect()
     }
 
+    fn record_bytes_max(&self) -> u64 {
+        let copies = self.newest_first().into_iter().flat_map(|number| self.copies(number));
+        let debts = self.found.debts.iter().map(|debt| debt.record_bytes);
+        debts.chain(copies.map(|entry| entry.record_bytes)).max().unwrap_or(0).into()
+    }
+
     /// The records of a segment that the index points to.
     fn copies(&self, number: SegmentNumber) -> Vec<FooterEntry> {
         let bytes = &self.maps[usize::from(number)][..];
@@ -270,13 +277,16 @@ struct Target {
 }
 
 impl Target {
-    fn make(parent: &Path, core: usize, settings: &LogSettings) -> Result<Self, OpenError> {
-        let segment_bytes = segment_bytes_for(settings.disk_bytes);
+    /// With segments that take records of `record_bytes_max`, unless there would be too few of them.
+    fn make(parent: &Path, settings: &LogSettings, record_bytes_max: u64) -> Result<Self, OpenError> {
+        let needed_bytes = (record_bytes_max * u64::from(RECORD_SHARE_MAX)).next_power_of_two();
+        let largest_bytes = 1 << (settings.disk_bytes / u64::from(SEGMENTS_MIN)).max(1).ilog2();
+        let segment_bytes = segment_bytes_for(settings.disk_bytes).max(needed_bytes.min(largest_bytes));
         let segments = segment_count_for(settings.disk_bytes, segment_bytes);
         if segments < SEGMENTS_MIN {
             return Err(OpenError::TooSmall { dir: settings.dir.clone(), segments, segment_bytes, source: None });
         }
-        let dir = super::log_dir(parent, core);
+        let dir = super::log_dir(parent, usize::from(settings.core));
         fs::create_dir_all(&dir).map_err(failed(&dir, "make"))?;
         let segments_max = segments as usize - FREE_SEGMENTS;
         let found = Found {

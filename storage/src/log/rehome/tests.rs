@@ -423,7 +423,9 @@ fn a_start_that_is_cut_off_within_a_step_is_finished_by_the_next() {
         node.steps(core_count, 1).unwrap();
         fs::rename(node.dir.path().join("rehomed"), node.dir.path().join("rehoming")).unwrap();
         fs::remove_file(log_dir(&node.dir.path().join("rehoming"), 0).join("superblock")).unwrap();
-        is_all_there(&node, core_count, "filling");
+        for next_count in 1..=3 {
+            is_all_there(&node.copy(), next_count, &format!("filling {core_count}, then {next_count}"));
+        }
 
         // While an old log was being removed.
         for core in 0..2 {
@@ -589,10 +591,13 @@ fn more_than_may_wait_in_a_log_is_taken_over_all_the_same() {
 }
 
 #[test]
-fn a_record_larger_than_the_new_segments_take_stops_the_start_or_is_dropped() {
+fn a_large_record_gets_segments_that_take_it_or_where_the_log_is_too_small_is_dropped_or_stops_the_start() {
     let large = || "x".repeat(20_000);
-    let node = Node::new(16 << 20); // An eighth of a segment is 32 KiB, and with four cores 8 KiB.
+    // An eighth of a segment is 32 KiB; in an empty log for one of four cores it would be 8 KiB.
+    let mut node = Node::new(16 << 20);
     node.run(1, End::Stopped, async move |logs| logs.put("a", &large()).await);
+    node.copy().run(4, End::Stopped, async move |logs| assert_eq!(logs.value("a").await, Some(large())));
+    node.disk_bytes = 4 << 20;
     assert_eq!(node.copy().rehome(4).unwrap().unwrap().dropped, 1);
     node.run(1, End::Stopped, async move |logs| logs.put_dirty("a", &large()).await);
     is_refused_and_untouched(&node, 4, "find no room in DISK");
