@@ -16,6 +16,7 @@ use std::{
     cell::{Cell, RefCell},
     fmt, io,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     rc::Rc,
     sync::Arc,
     thread,
@@ -49,7 +50,7 @@ use milena_net::{
 use milena_proto::{generated::DESCRIPTORS, limits, placement, router_server::JoinRequest};
 use milena_storage::{
     Error, Timestamp,
-    log::{self, Disk, Keeper, Log, LogSettings, OpenError, Opened, Trouble},
+    log::{self, Disk, Keeper, Log, LogSettings, OpenError, Opened, RehomeError, Trouble},
     object::{self, Object, Pools, StoreConfig},
 };
 
@@ -110,7 +111,9 @@ pub struct Running {
 pub enum StartError {
     Probe(ProbeError),
     NodeDir(NodeDirError),
+    Rehome(RehomeError),
     Disk(OpenError),
+    NoStore { node_dir: PathBuf, debts: u64 },
     Listen(ListenError),
     Store(Error),
     Threads(io::Error),
@@ -527,29 +530,44 @@ async fn tell_troubles(core: usize, log: Rc<Log<Disk>>) {
     }
 }
 
-/// A log for each core, or none at all. Opened at the same time: each takes a core to read its footers.
+/// A log for each core, or none at all. Opened at the same time: each takes a core to read its footers. Where they were
+/// those of another number of cores, what they hold has moved before.
 fn open_logs(settings: &Settings, incarnation: u64) -> Result<Vec<Option<Opened>>, StartError> {
+    if settings.disk_bytes == 0 {
+        return Ok((0..settings.cores).map(|_| None).collect());
+    }
     let count = u16::try_from(settings.cores).expect("at most CORES_MAX");
-    let open = |core: u16| {
-        if settings.disk_bytes == 0 {
-            return Ok(None);
-        }
-        let begun = Instant::now();
-        let opened = log::open(&LogSettings {
-            dir: settings.node_dir.join(format!("log-{core:03}")),
-            core,
-            core_count: count,
-            disk_bytes: settings.disk_bytes / u64::from(count),
-            new_log_id: placement::mix64(incarnation ^ u64::from(core).rotate_left(48)),
-        });
-        let opened = opened.map_err(StartError::Disk)?;
-        say_opened(core, &opened.opening, begun.elapsed());
-        Ok(Some(opened))
+    let log_settings = |core: u16| LogSettings {
+        dir: log::log_dir(&settings.node_dir, usize::from(core)),
+        core,
+        core_count: count,
+        disk_bytes: settings.disk_bytes / u64::from(count),
+        new_log_id: placement::mix64(incarnation ^ u64::from(core).rotate_left(48)),
     };
-    thread::scope(|scope| {
-        let opening: Vec<_> = (0..count).map(|core| scope.spawn(move || open(core))).collect();
-        opening.into_iter().map(|opening| opening.join().expect("a panic ends the process")).collect()
-    })
+    let logs: Vec<LogSettings> = (0..count).map(log_settings).collect();
+    let begun = Instant::now();
+    let rehomed = log::rehome(&settings.node_dir, &logs, now()).map_err(StartError::Rehome)?;
+    if let Some(rehomed) = rehomed {
+        tracing::info!("log: {rehomed}; took {:.1?}", begun.elapsed());
+    }
+    let opened = thread::scope(|scope| {
+        let opening: Vec<_> = logs.iter().map(|log| scope.spawn(|| open_log(log))).collect();
+        let opened = opening.into_iter().map(|opening| opening.join().expect("a panic ends the process"));
+        opened.collect::<Result<Vec<_>, _>>()
+    })?;
+    let debts = opened.iter().map(|opened| opened.opening.debts).sum();
+    if settings.store == StoreConfig::None && debts > 0 {
+        // Nobody would upload them, and what is written from now on would come before them once somebody does.
+        return Err(StartError::NoStore { node_dir: settings.node_dir.clone(), debts });
+    }
+    Ok(opened.into_iter().map(Some).collect())
+}
+
+fn open_log(settings: &LogSettings) -> Result<Opened, StartError> {
+    let begun = Instant::now();
+    let opened = log::open(settings).map_err(StartError::Disk)?;
+    say_opened(settings.core, &opened.opening, begun.elapsed());
+    Ok(opened)
 }
 
 fn say_opened(core: u16, opening: &log::Opening, took: Duration) {
@@ -821,7 +839,14 @@ impl fmt::Display for StartError {
         match self {
             Self::Probe(error) => error.fmt(f),
             Self::NodeDir(error) => error.fmt(f),
+            Self::Rehome(error) => error.fmt(f),
             Self::Disk(error) => error.fmt(f),
+            Self::NoStore { node_dir, debts } => write!(
+                f,
+                "--store none: {debts} writes in {0} wait for the store they were made with; start once with that STORE, \
+                 until milena_log_dirty_bytes is 0, or remove {0}/log-*, which loses them",
+                node_dir.display()
+            ),
             Self::Listen(error) => error.fmt(f),
             Self::Store(error) => error.fmt(f),
             Self::Threads(error) => {

@@ -9,7 +9,7 @@
 //!
 //!   bytes        record.rs segment.rs footer.rs superblock.rs       all decisions, no I/O   state.rs reclaim.rs
 //!   memory       index.rs: 8 bytes and their room for each key      the disk                device.rs device/
-//!   the start    recover.rs: footers, tails, or the index of a clean stop
+//!   the start    recover.rs: footers, tails, or the index of a clean stop; rehome.rs: another number of cores
 //!   operators    trouble.rs: what is told of a disk that fails
 //! ```
 //! The full key is compared with the record, always: an index slot is a hint of where to look. That holds for writes too,
@@ -45,6 +45,7 @@ mod read;
 mod reclaim;
 mod record;
 mod recover;
+mod rehome;
 mod saved;
 mod scan;
 mod segment;
@@ -76,7 +77,8 @@ use milena_proto::key::{Key, KeyRef};
 pub use device::{Device, DeviceError, Disk};
 pub use dirty::{Change, Debt, DebtError, Known};
 pub use inspect::{InspectError, Inspection, SegmentInspection, inspect};
-pub use open::{Discarded, LOG_BYTES_MIN, LogSettings, OpenError, Opened, Opening, SEGMENTS_MIN, open};
+pub use open::{LOG_BYTES_MIN, LogSettings, OpenError, Opened, Opening, SEGMENTS_MIN, open};
+pub use rehome::{Lack, RehomeError, Rehomed, log_dir, rehome};
 pub use segment::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_MAX};
 pub use state::Counts;
 pub use superblock::SuperblockError;

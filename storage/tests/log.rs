@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use milena_storage::log::{Discarded, Disk, Log, LogError, LogSettings, OpenError, SuperblockError, inspect, open};
+use milena_storage::log::{Disk, Log, LogError, LogSettings, OpenError, SuperblockError, inspect, open};
 
 #[path = "support/log_dir.rs"]
 mod log_dir;
@@ -99,20 +99,21 @@ fn a_damaged_superblock_means_an_empty_log_that_meets_nothing_of_the_old_one() {
     fs::write(&path, bytes).unwrap();
     let other = LogSettings { new_log_id: 8, ..settings(dir.path()) };
     let (opening, found) = with_log(&other, End::Killed, |log| async move { get(&log, "a").await });
-    assert_eq!(opening.discarded, Some(Discarded::Superblock(SuperblockError::Damaged)));
+    assert_eq!(opening.discarded, Some(SuperblockError::Damaged));
     assert_eq!((opening.entries, found), (0, None));
     let (opening, ()) = with_log(&other, End::Killed, |log| async move { put(&log, "a", "two").await });
     assert_eq!(opening.discarded, None);
 }
 
 #[test]
-fn a_log_of_another_core_is_not_used() {
+fn a_log_of_another_core_is_refused_and_stays_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     with_log(&settings(dir.path()), End::Stopped, |log| async move { put(&log, "a", "one").await });
     let other = LogSettings { core: 1, core_count: 2, new_log_id: 8, ..settings(dir.path()) };
-    let (opening, found) = with_log(&other, End::Killed, |log| async move { get(&log, "a").await });
-    assert_eq!(opening.discarded, Some(Discarded::OtherCores { core: 0, core_count: 1 }));
-    assert_eq!(found, None);
+    let error = open(&other).unwrap_err();
+    assert!(error.to_string().ends_with("it belongs to core 0 of 1"), "{error}");
+    let (_, found) = with_log(&settings(dir.path()), End::Killed, |log| async move { get(&log, "a").await });
+    assert_eq!(found.as_deref(), Some("one"));
 }
 
 #[test]
@@ -254,11 +255,9 @@ fn a_log_of_another_core_is_not_thrown_away_with_what_the_store_does_not_have() 
     with_log(&settings(dir.path()), End::Stopped, |log| async move { owe(&log, "a", Some("one")).await });
     let other = LogSettings { core: 1, core_count: 2, new_log_id: 8, ..settings(dir.path()) };
     let error = open(&other).unwrap_err();
-    assert!(matches!(error, OpenError::Owed { debts: 1, core: 0, core_count: 1, .. }), "{error}");
-    assert!(error.to_string().contains("start with CORES=1 until they are uploaded"), "{error}");
+    assert!(matches!(error, OpenError::OtherCores { core: 0, core_count: 1, .. }), "{error}");
     let (_, uploaded) = with_log(&settings(dir.path()), End::Stopped, upload_all);
     assert_eq!(uploaded.len(), 1);
-    assert_eq!(open(&other).unwrap().opening.discarded, Some(Discarded::OtherCores { core: 0, core_count: 1 }));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A whole node in this process, asked over gRPC on real sockets by our own client.
 
 mod alone;
+mod rehome;
 
 use std::{
     future::Future,
@@ -15,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use milena_core::{
     config::Config,
-    node::{self, Running},
+    node::{self, Running, StartError},
 };
 use milena_net::{
     cores::{Cores, CoresConfig},
@@ -45,6 +46,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A node on free ports, alone unless told otherwise, with two cores and its own directory.
 fn start(dir: &Path, change: impl FnOnce(&mut Config)) -> Running {
+    try_to_start(dir, change).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn try_to_start(dir: &Path, change: impl FnOnce(&mut Config)) -> Result<Running, StartError> {
     let text = |text: &str| Some(text.to_owned());
     let mut config = Config {
         listen_addr: text("127.0.0.1:0"),
@@ -58,7 +63,7 @@ fn start(dir: &Path, change: impl FnOnce(&mut Config)) -> Running {
     change(&mut config);
     let settings = config.settings(2).unwrap_or_else(|error| panic!("{error}"));
     let shutdown = Shutdown::new(node::stage_limits(settings.drain)).unwrap();
-    node::start(&settings, &shutdown).unwrap_or_else(|error| panic!("{error}"))
+    node::start(&settings, &shutdown)
 }
 
 /// Runs what `client` makes of a channel to `address`, on a core of its own.

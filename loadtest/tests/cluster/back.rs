@@ -284,6 +284,38 @@ fn what_waits_is_uploaded_before_a_write_that_goes_through_also_when_the_write_m
 }
 
 #[test]
+fn what_waits_is_uploaded_after_a_start_with_another_number_of_cores_and_each_key_once() {
+    let mut scene = Scene::start("back-cores", &[("CORES", "1")]);
+    let client = scene.client();
+    client.put("k9", "old").unwrap();
+    scene.wait_until_uploaded();
+    scene.break_store();
+    for round in 0..2 {
+        for number in 0..10 {
+            client.put(&format!("k{number}"), &format!("{round}")).unwrap();
+        }
+    }
+    client.delete("k9").unwrap();
+    scene.node.kill();
+    scene.node.set("CORES", "2");
+    scene.node.start();
+    for number in 0..9 {
+        assert_eq!(text(&client, &format!("k{number}")).as_deref(), Some("1"), "from disk");
+    }
+    assert_eq!(text(&client, "k9"), None);
+    scene.node.kill();
+    scene.node.set("CORES", "1");
+    scene.node.start();
+    scene.proxy.heal();
+    scene.wait_until_uploaded();
+    assert_eq!(scene.node.metric("milena_uploads_total", "result=\"done\""), 10, "superseded versions are skipped");
+    let found = scene.in_store(["k0", "k8", "k9"]);
+    assert_eq!((found["k0"].as_deref(), found["k8"].as_deref(), found["k9"].as_deref()), (Some("1"), Some("1"), None));
+    scene.restart();
+    assert_eq!(scene.dirty_bytes(), 0, "what was uploaded is not uploaded again");
+}
+
+#[test]
 fn a_value_that_the_log_cannot_take_is_in_the_store_before_it_is_acknowledged() {
     let scene = Scene::start("back-large", &[]);
     let client = scene.client();

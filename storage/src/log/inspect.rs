@@ -97,19 +97,12 @@ pub fn inspect(dir: &Path) -> Result<Inspection, InspectError> {
     })
 }
 
-/// How many changes the store does not have. Blocks, as [`inspect`], for the footers alone.
-pub(super) fn debt_count(dir: &Path, superblock: &Superblock) -> Result<u64, OpenError> {
-    let maps = maps(dir, superblock.segment_count)?;
-    let bytes: Vec<&[u8]> = maps.iter().map(|map| &map[..]).collect();
-    let segment_bytes = u32::try_from(superblock.segment_bytes).expect("at most SEGMENT_BYTES_MAX");
-    Ok(recover(superblock.log_id, segment_bytes, &bytes).found.debts.len() as u64)
-}
-
-fn maps(dir: &Path, segment_count: u32) -> Result<Vec<Mmap>, OpenError> {
+/// The files of the first segments, mapped. The caller holds the lock.
+pub(super) fn maps(dir: &Path, segment_count: u32) -> Result<Vec<Mmap>, OpenError> {
     let map = |number: u32| {
         let path = segment_path(dir, number as usize);
         let file = File::open(&path).map_err(failed(&path, "open"))?;
-        // SAFETY: the lock is ours, so nobody writes to the file while it is mapped.
+        // SAFETY: the lock is the caller's, so nobody writes to the file while it is mapped.
         unsafe { Mmap::map(&file) }.map_err(failed(&path, "map"))
     };
     (0..segment_count).map(map).collect()
@@ -155,14 +148,7 @@ impl std::fmt::Display for InspectError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Open(error) => error.fmt(f),
-            Self::Superblock(SuperblockError::Damaged) => f.write_str("its superblock is damaged"),
-            Self::Superblock(SuperblockError::Version(version)) => {
-                write!(
-                    f,
-                    "it has format version {version}, and this program knows {}",
-                    super::superblock::FORMAT_VERSION
-                )
-            }
+            Self::Superblock(why) => why.fmt(f),
         }
     }
 }

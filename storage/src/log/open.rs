@@ -8,8 +8,8 @@
 //!     index             saved.rs; only after a clean stop, and gone before the log is used again
 //! ```
 //! What cannot be used is discarded with a word about it, and the log begins empty: it is a cache. Only a directory that
-//! another process holds, that cannot be written, that has no room for the smallest log, or whose log would be discarded
-//! with changes that the store does not have, stops the start.
+//! another process holds, that is another core's, that cannot be written, or that has no room for the smallest log, stops
+//! the start.
 
 use std::{
     ffi::CString,
@@ -29,7 +29,6 @@ use milena_net::settings::Size;
 
 use super::{
     footer::{self, Footer},
-    inspect::debt_count,
     recover::{Recovered, Unsealed, recover},
     saved,
     segment::{
@@ -85,25 +84,11 @@ pub struct Opening {
     /// Whether the index of a clean stop was used.
     pub is_from_index: bool,
     /// Why what was there before was thrown away.
-    pub discarded: Option<Discarded>,
+    pub discarded: Option<SuperblockError>,
     /// Segments there are.
     pub segments: u32,
     /// Segments for which there was no space.
     pub segments_missing: u32,
-}
-
-/// Why a log begins empty though there was one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Discarded {
-    /// Its superblock is damaged, or of another version.
-    Superblock(SuperblockError),
-    /// It belongs to another core, or to a node with another number of them.
-    OtherCores {
-        /// The core.
-        core: u16,
-        /// Of how many.
-        core_count: u16,
-    },
 }
 
 /// Why a log could not be opened.
@@ -111,6 +96,15 @@ pub enum Discarded {
 pub enum OpenError {
     /// Another process has it open.
     Locked(PathBuf),
+    /// It belongs to another core, or to a node with another number of them, and [`rehome`](super::rehome) was not asked.
+    OtherCores {
+        /// The directory.
+        dir: PathBuf,
+        /// The core.
+        core: u16,
+        /// Of how many.
+        core_count: u16,
+    },
     /// Fewer bytes than [`LOG_BYTES_MIN`] were asked for.
     TooSmall {
         /// The directory.
@@ -131,18 +125,6 @@ pub enum OpenError {
         /// The kernel's reason.
         source: io::Error,
     },
-    /// The log belongs to another core, or to a node with another number of them, and has changes that the store does
-    /// not have: nothing else has them.
-    Owed {
-        /// The directory.
-        dir: PathBuf,
-        /// How many changes.
-        debts: u64,
-        /// The core.
-        core: u16,
-        /// Of how many.
-        core_count: u16,
-    },
     /// A file cannot be made, read or written.
     Io {
         /// Which.
@@ -155,10 +137,15 @@ pub enum OpenError {
 }
 
 /// The size of the segments of a new log: the largest of which there are enough.
-fn segment_bytes_for(disk_bytes: u64) -> u64 {
+pub(super) fn segment_bytes_for(disk_bytes: u64) -> u64 {
     let wanted = (disk_bytes / SEGMENTS_WANTED).max(1);
     let power = 1 << wanted.ilog2();
     u64::clamp(power, SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX)
+}
+
+/// How many of them there should be.
+pub(super) fn segment_count_for(disk_bytes: u64, segment_bytes: u64) -> u32 {
+    u32::try_from(disk_bytes / segment_bytes).unwrap_or(u32::MAX).min(SEGMENTS_MAX)
 }
 
 pub(super) fn segment_path(dir: &Path, number: usize) -> PathBuf {
@@ -176,7 +163,7 @@ pub fn open(settings: &LogSettings) -> Result<Opened, OpenError> {
     let lock = take_lock(dir)?;
     let (before, discarded) = read_superblock(settings)?;
     let segment_bytes = before.map_or_else(|| segment_bytes_for(settings.disk_bytes), |before| before.segment_bytes);
-    let wanted_count = u32::try_from(settings.disk_bytes / segment_bytes).unwrap_or(u32::MAX).min(SEGMENTS_MAX);
+    let wanted_count = segment_count_for(settings.disk_bytes, segment_bytes);
     let count_before = before.map_or(0, |before| before.segment_count);
     if before.is_none() {
         // Nothing of another log may be met again, should its superblock come back.
@@ -260,7 +247,7 @@ pub(super) fn fit(found: &mut Found, wanted_count: usize) -> usize {
 }
 
 /// Each segment is open twice, and the limit that a shell sets is 1,024: it is raised to what this process may have.
-fn allow_many_files() {
+pub(super) fn allow_many_files() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: points to one limit.
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
@@ -285,31 +272,30 @@ pub(super) fn take_lock(dir: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// The superblock, if there is one that this core can use.
-fn read_superblock(settings: &LogSettings) -> Result<(Option<Superblock>, Option<Discarded>), OpenError> {
-    let path = settings.dir.join("superblock");
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((None, None)),
-        Err(error) => return Err(failed(&path, "read")(error)),
-    };
-    Ok(match Superblock::decode(&bytes) {
-        Err(why) => (None, Some(Discarded::Superblock(why))),
-        Ok(superblock @ Superblock { core, core_count, .. })
-            if (core, core_count) != (settings.core, settings.core_count) =>
-        {
-            let debts = debt_count(&settings.dir, &superblock)?;
-            if debts > 0 {
-                return Err(OpenError::Owed { dir: settings.dir.clone(), debts, core, core_count });
-            }
-            (None, Some(Discarded::OtherCores { core, core_count }))
+/// The superblock in `dir`, if there is one.
+pub(super) fn superblock_in(dir: &Path) -> Result<Option<Result<Superblock, SuperblockError>>, OpenError> {
+    let path = dir.join("superblock");
+    match fs::read(&path) {
+        Ok(bytes) => Ok(Some(Superblock::decode(&bytes))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(&path, "read")(error)),
+    }
+}
+
+/// The superblock, if there is one that can be used.
+fn read_superblock(settings: &LogSettings) -> Result<(Option<Superblock>, Option<SuperblockError>), OpenError> {
+    match superblock_in(&settings.dir)? {
+        None => Ok((None, None)),
+        Some(Err(why)) => Ok((None, Some(why))),
+        Some(Ok(Superblock { core, core_count, .. })) if (core, core_count) != (settings.core, settings.core_count) => {
+            Err(OpenError::OtherCores { dir: settings.dir.clone(), core, core_count })
         }
-        Ok(superblock) => (Some(superblock), None),
-    })
+        Some(Ok(superblock)) => Ok((Some(superblock), None)),
+    }
 }
 
 /// Opens the segments' files from `first` on, each of full size; fewer, and why, where the disk is full.
-fn allocate(
+pub(super) fn allocate(
     dir: &Path,
     first: u32,
     count: u32,
@@ -468,27 +454,12 @@ impl fmt::Display for OpenError {
                 Size(*free_bytes),
                 Size(*needed_bytes)
             ),
-            Self::Owed { dir, debts, core, core_count } => write!(
-                f,
-                "cannot open {}: {debts} changes in it are not in the store yet, and it belongs to core {core} of \
-                 {core_count}; start with CORES={core_count} until they are uploaded",
-                dir.display()
-            ),
+            Self::OtherCores { dir, core, core_count } => {
+                write!(f, "cannot open {}: it belongs to core {core} of {core_count}", dir.display())
+            }
             Self::Io { path, operation, source } => write!(f, "cannot {operation} {}: {source}", path.display()),
         }
     }
 }
 
 impl std::error::Error for OpenError {}
-
-impl fmt::Display for Discarded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Superblock(SuperblockError::Damaged) => f.write_str("its superblock is damaged"),
-            Self::Superblock(SuperblockError::Version(version)) => {
-                write!(f, "it has format version {version}")
-            }
-            Self::OtherCores { core, core_count } => write!(f, "it belongs to core {core} of {core_count}"),
-        }
-    }
-}

@@ -734,6 +734,29 @@ impl State {
         true
     }
 
+    /// Appends a record of another log, where nothing here is of its hash. Only the disk knows of it, until a start has
+    /// found it there.
+    pub(super) fn take_over(&mut self, record: &Record<'_>, now: Timestamp) -> Result<(), Refused> {
+        let copy = Record { sequence: self.next_sequence, ..*record };
+        if copy.bytes() > self.record_bytes_max() {
+            return Err(Refused::TooLarge);
+        }
+        let class = match copy.body {
+            Body::Put { expires, is_dirty: false, .. } => class_of(expires, now),
+            // It stays until it is uploaded.
+            Body::Put { .. } | Body::Tombstone { .. } | Body::DirtyDelete { .. } | Body::Mark { .. } => CLASS_COUNT - 1,
+        };
+        self.append(class, Purpose::Reclaim, &copy).map(drop)
+    }
+
+    /// Makes a surplus segment that is free one of those that may be opened.
+    pub(super) fn admit_segment(&mut self, number: usize) {
+        let segment = &mut self.segments[number];
+        assert!(segment.state == SegmentState::Free && segment.is_surplus, "{segment:?}");
+        segment.is_surplus = false;
+        self.free_count += 1;
+    }
+
     /// Begins to empty a segment.
     pub(super) fn begin_reclaiming(&mut self, number: SegmentNumber) {
         let segment = &mut self.segments[usize::from(number)];

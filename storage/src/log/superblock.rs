@@ -7,6 +7,8 @@
 //! Little-endian. `checksum` is CRC-32C over the 64 bytes with its own four as zeros. `log_id` is a random number that
 //! every header and footer repeats, so that nothing left behind by another log is taken for this one's.
 
+use std::fmt;
+
 use bytes::{BufMut as _, BytesMut};
 
 use super::{
@@ -114,6 +116,17 @@ pub(super) fn checksum_holds(bytes: &[u8; SUPERBLOCK_BYTES]) -> bool {
     let mut zeroed = *bytes;
     zeroed[CHECKSUM_START..CHECKSUM_START + 4].fill(0);
     crc32c::crc32c(&zeroed) == u32_at(bytes, CHECKSUM_START)
+}
+
+impl fmt::Display for SuperblockError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Damaged => f.write_str("its superblock is damaged"),
+            Self::Version(version) => {
+                write!(f, "it has format version {version}, and this program knows {FORMAT_VERSION}")
+            }
+        }
+    }
 }
 
 #[cfg(test)]
