@@ -1,1 +1,3 @@
-//! Watches the whole: tests of clusters of real processes.
+//! Watches the whole: the load test program, and tests of clusters of real processes.
+
+pub mod result;
