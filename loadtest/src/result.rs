@@ -116,6 +116,8 @@ pub struct Run {
     pub slo: Vec<SloOutcome>,
     /// What was done in the measured part.
     pub counts: Counts,
+    /// What the first call that failed said; `null` if none did.
+    pub first_failure: Option<String>,
     /// How fast.
     pub rates: Rates,
     /// By operation; first [`Latency::ALL`], all of them together.
@@ -159,7 +161,7 @@ pub struct Settings {
     pub is_pinned: bool,
     /// The preset, or the name of the trace.
     pub workload: String,
-    /// Shares of the operations by name: `get`, `put`, `delete`, `rmw`; together 1.
+    /// Shares of the operations by name: `get`, `put`, `insert` (a put of a new key), `delete`, `rmw`; together 1.
     pub ratio: BTreeMap<String, f64>,
     /// Keys in the population, or different keys in the trace.
     pub keys: u64,
@@ -285,7 +287,7 @@ pub struct Latency {
     pub response: Histogram,
     /// From when it was sent to its answer.
     pub service: Histogram,
-    /// From when it was meant to be sent to when it was.
+    /// From when it was meant to be sent to when it was; empty for a closed loop.
     pub lag: Histogram,
 }
 
@@ -335,11 +337,11 @@ pub struct Percentile {
 /// One second of a run. Calls count in the second in which they ended.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Second {
-    /// Whole seconds since the warm-up began, of the beginning of this one.
+    /// Its number, from 0. All are a second long but the last of the warm-up and the last of the measured part.
     pub second: u32,
     /// `true` for seconds that are in no other figure of the file.
     pub is_warmup: bool,
-    /// How long it was: less than 1 for the last one.
+    /// How long it was.
     pub length_s: f64,
     /// Calls that were answered, errors included.
     pub requests: u64,
@@ -409,6 +411,9 @@ pub struct ClientUse {
     pub busy_share_by_core: Vec<f64>,
     /// `true` if the busiest core was so busy that the rate says nothing about the server.
     pub is_the_limit: bool,
+    /// How late the client itself sent, from when a send was due and a stream was free; 99th percentile; `null` for a
+    /// closed loop or too few samples.
+    pub late_p99_ns: Option<u64>,
 }
 
 /// What else went on.

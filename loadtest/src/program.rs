@@ -1,0 +1,214 @@
+//! The subcommands: each makes a result, shows it, writes it where it is wanted, and says how it ended by an exit code.
+//!
+//! ```text
+//!   run ─┐
+//!        ├─▶ ResultFile ─▶ standard output, -o FILE, --hdr-log FILE, --csv FILE ─▶ Ending ─▶ exit code
+//!   …   ─┘
+//! ```
+
+use std::{
+    fmt, io,
+    path::PathBuf,
+    process::ExitCode,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use milena_net::cores::{self, ProbeError};
+
+use crate::{
+    arguments::{ArgumentError, Command, LoadFlags, OutputFlags, Program, RunFlags},
+    cost,
+    progress::Progress,
+    result::{Kind, ResultFile, Run, SCHEMA, Tool},
+    run::{self, Done, Job, RunError},
+    schedule::Arrivals,
+    show,
+    synthetic::Synthetic,
+    target::Target,
+    workload::Workload,
+};
+
+/// How the program ended, other than with an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ending {
+    /// All is well.
+    Done,
+    /// Slower than before.
+    Regressed,
+    /// A promise was not kept.
+    SloMissed,
+    /// The numbers are not to be believed.
+    Invalid,
+    /// The server gave wrong answers.
+    Incorrect,
+}
+
+impl Ending {
+    /// What the program exits with; k6's number for a promise that was not kept, and the ones below it.
+    #[must_use]
+    pub fn exit_code(self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Done => 0,
+            Self::Regressed => 96,
+            Self::Incorrect => 97,
+            Self::Invalid => 98,
+            Self::SloMissed => 99,
+        })
+    }
+
+    /// How a run ended. An invalid run says nothing about promises.
+    #[must_use]
+    pub fn of(run: &Run) -> Self {
+        let is_wrong = run.verify.as_ref().is_some_and(|verify| verify.violations.values().any(|count| *count > 0));
+        if is_wrong {
+            Self::Incorrect
+        } else if !run.validity.is_valid {
+            Self::Invalid
+        } else if run.slo.iter().any(|outcome| !outcome.is_kept) {
+            Self::SloMissed
+        } else {
+            Self::Done
+        }
+    }
+}
+
+/// Why there is no result.
+#[derive(Debug)]
+pub enum ProgramError {
+    /// The flags contradict each other.
+    Arguments(ArgumentError),
+    /// This machine cannot run cores.
+    Machine(ProbeError),
+    /// The run could not be made.
+    Run(RunError),
+    /// A file could not be written.
+    Output {
+        /// Which.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+impl ProgramError {
+    /// 2 for wrong usage, 1 for the rest.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Arguments(_) => ExitCode::from(2),
+            Self::Machine(_) | Self::Run(_) | Self::Output { .. } => ExitCode::FAILURE,
+        }
+    }
+}
+
+impl fmt::Display for ProgramError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Arguments(error) => error.fmt(f),
+            Self::Machine(error) => error.fmt(f),
+            Self::Run(error) => error.fmt(f),
+            Self::Output { path, source } => write!(f, "cannot write {}: {source}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for ProgramError {}
+
+impl From<ArgumentError> for ProgramError {
+    fn from(error: ArgumentError) -> Self {
+        Self::Arguments(error)
+    }
+}
+
+impl From<RunError> for ProgramError {
+    fn from(error: RunError) -> Self {
+        Self::Run(error)
+    }
+}
+
+impl Program {
+    /// Does what was asked for.
+    ///
+    /// # Errors
+    /// [`ProgramError`]: nothing was measured, or it could not be written.
+    pub fn run(&self) -> Result<Ending, ProgramError> {
+        cores::probe().map_err(ProgramError::Machine)?;
+        match &self.command {
+            Command::Run(flags) => run_once(flags),
+        }
+    }
+}
+
+fn run_once(flags: &RunFlags) -> Result<Ending, ProgramError> {
+    let mut file = begin_file(Kind::Run);
+    let progress = Progress::new(flags.output.quiet);
+    let workload = flags.load.workload()?;
+    let done = synthetic(&flags.load, &flags.target, &workload, flags.rate.rate, "", &progress)?;
+    print!("{}", show::run(&done.run));
+    let ending = Ending::of(&done.run);
+    file.runs.push(done.run);
+    write(&file, &flags.output)?;
+    Ok(ending)
+}
+
+/// One run of a workload that is drawn by chance.
+fn synthetic(
+    flags: &LoadFlags,
+    target: &Target,
+    workload: &Workload,
+    rate_per_s: f64,
+    label: &str,
+    progress: &Progress,
+) -> Result<Done<Synthetic>, ProgramError> {
+    let plan = flags.plan(target)?;
+    let cores = plan.cores;
+    let inflight_max = plan.streams * plan.connections.div_ceil(cores);
+    let job = Job {
+        label: label.to_owned(),
+        settings: flags.settings(target, workload, rate_per_s),
+        slo: &flags.slo,
+        server: server(flags, target),
+        preload_count: if workload.is_preloaded { workload.keys } else { 0 },
+        plan,
+    };
+    let make = |core| {
+        let arrivals = (rate_per_s > 0.0).then(|| Arrivals::new(rate_per_s / cores as f64, workload.seed, core));
+        (Synthetic::new(workload, core, cores, inflight_max), arrivals)
+    };
+    Ok(run::run(job, progress, make)?)
+}
+
+/// The process of the server, if it is on this machine.
+fn server(flags: &LoadFlags, target: &Target) -> Result<u32, String> {
+    match flags.server_pid {
+        Some(pid) => Ok(pid),
+        None if target.is_local() => cost::listening_pid(target.port),
+        None => Err(format!("{} is not this machine", target.host)),
+    }
+}
+
+fn begin_file(kind: Kind) -> ResultFile {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    ResultFile {
+        schema: SCHEMA,
+        kind,
+        tool: Tool {
+            name: "milena-loadtest".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            profile: if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned(),
+        },
+        command: std::env::args().collect(),
+        started_unix_ms: u64::try_from(now.as_millis()).expect("a date that fits"),
+        machine: cost::machine(),
+        runs: Vec::new(),
+        search: None,
+        ab: None,
+    }
+}
+
+fn write(file: &ResultFile, flags: &OutputFlags) -> Result<(), ProgramError> {
+    if let Some(path) = &flags.output {
+        file.write(path).map_err(|source| ProgramError::Output { path: path.clone(), source })?;
+    }
+    Ok(())
+}
