@@ -15,7 +15,7 @@ use crate::{
     result::Settings,
     slo::{Slo, duration},
     target::Target,
-    workload::{PRESETS, Ratio, ValueSize, Workload},
+    workload::{PRESETS, Ratio, ValueSize, Walk, Workload},
 };
 
 /// Measures Milena, and others with the same instrument.
@@ -38,6 +38,44 @@ pub struct Program {
 pub enum Command {
     /// One run: at a rate (-r), or as fast as the streams allow (-r 0).
     Run(RunFlags),
+    /// One run whose answers are checked: no stale reads, nothing lost, nothing that comes back. Half reads, four tenths
+    /// writes and a tenth deletes, unless --workload or --ratio say otherwise.
+    Verify(VerifyFlags),
+}
+
+/// The flags of `verify`.
+#[derive(Clone, Debug, Args)]
+pub struct VerifyFlags {
+    /// As for `run`.
+    #[command(flatten)]
+    pub run: RunFlags,
+    /// A miss is never wrong: for a server that may forget, such as a node with STORE=none and more keys than memory.
+    #[arg(long)]
+    pub allow_misses: bool,
+}
+
+impl VerifyFlags {
+    /// What the flags ask for.
+    ///
+    /// # Errors
+    /// As [`LoadFlags::workload`]; a workload that cannot be checked.
+    pub fn workload(&self) -> Result<Workload, ArgumentError> {
+        const SHARES: Ratio = Ratio { get: 0.5, put: 0.4, insert: 0.0, delete: 0.1, rmw: 0.0 };
+        let load = &self.run.load;
+        let mut workload = load.workload()?;
+        if load.ratio.is_none() && load.workload.is_none() {
+            workload.ratio = SHARES;
+        }
+        if workload.ratio.rmw > 0.0 || workload.walk != Walk::Drawn {
+            return Err(ArgumentError(
+                "verify: reads, writes and deletes of keys that are drawn can be checked".to_owned(),
+            ));
+        }
+        if load.no_preload {
+            return Err(ArgumentError("verify --no-preload: what was there before cannot be checked".to_owned()));
+        }
+        Ok(Workload { is_preloaded: true, ..workload })
+    }
 }
 
 /// The flags of `run`.
@@ -105,8 +143,8 @@ pub struct LoadFlags {
     #[arg(long)]
     pub pin: bool,
     /// What to do; the flags below change it.
-    #[arg(long, default_value = "ycsb-c", value_name = "NAME", long_help = workload_help())]
-    pub workload: String,
+    #[arg(long, value_name = "NAME", long_help = workload_help())]
+    pub workload: Option<String>,
     /// Keys in the population.
     #[arg(long, value_name = "N", value_parser = count)]
     pub keys: Option<u64>,
@@ -145,6 +183,9 @@ pub struct LoadFlags {
     pub server_pid: Option<u32>,
 }
 
+/// The workload where none is named.
+const USUAL: &str = "ycsb-c";
+
 /// Flags that do not go together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArgumentError(String);
@@ -155,9 +196,10 @@ impl LoadFlags {
     /// # Errors
     /// A workload that nobody knows, flags that contradict each other.
     pub fn workload(&self) -> Result<Workload, ArgumentError> {
-        let preset = Workload::preset(&self.workload).ok_or_else(|| {
+        let name = self.workload.as_deref().unwrap_or(USUAL);
+        let preset = Workload::preset(name).ok_or_else(|| {
             let names = PRESETS.map(|(name, _)| name).join(", ");
-            ArgumentError(format!("--workload {}: one of {names} is expected", self.workload))
+            ArgumentError(format!("--workload {name}: one of {names} is expected"))
         })?;
         let workload = Workload {
             ratio: self.ratio.unwrap_or(preset.ratio),
@@ -169,6 +211,9 @@ impl LoadFlags {
             seed: self.seed,
             ..preset
         };
+        if workload.keys < u64::from(self.threads) {
+            return Err(ArgumentError(format!("--keys {}: {} threads need one each", workload.keys, self.threads)));
+        }
         if self.batch > 1 && workload.ratio.rmw > 0.0 {
             return Err(ArgumentError(format!("--batch {}: a read-modify-write has one key", self.batch)));
         }
@@ -238,7 +283,7 @@ impl LoadFlags {
 
 fn workload_help() -> String {
     let presets = PRESETS.map(|(name, what)| format!("  {name:8} {what}")).join("\n");
-    format!("What to do; the flags below change it.\n\n{presets}")
+    format!("What to do; the flags below change it. {USUAL} unless the subcommand has its own.\n\n{presets}")
 }
 
 /// `50000`, `50k`, `1.5M`.
@@ -284,6 +329,7 @@ mod tests {
         let words = ["milena-loadtest", "run"].into_iter().chain(flags.split_whitespace());
         match Program::try_parse_from(words).map_err(|error| error.to_string())?.command {
             Command::Run(flags) => Ok(flags),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -315,6 +361,7 @@ mod tests {
         assert_eq!(refusal("-c 2 -t 3"), "-c 2: 3 threads need at least one connection each");
         assert_eq!(refusal("--workload ycsb-f --batch 2"), "--batch 2: a read-modify-write has one key");
         assert!(refusal("--workload ycsb-e").starts_with("--workload ycsb-e: one of ycsb-a, "));
+        assert_eq!(refusal("-t 3 --keys 2"), "--keys 2: 3 threads need one each");
         assert_eq!(refusal("-d 0"), "--duration and --deadline: more than 0 is expected");
     }
 

@@ -58,8 +58,9 @@ pub trait Load: 'static {
     /// The next value to be written before everything else; `None` after the last.
     fn preload(&mut self) -> Option<Operation>;
 
-    /// What is asked next; `None` when there is no more.
-    fn next(&mut self) -> Option<Operation>;
+    /// What is asked next, or for a batch, what can be asked together with operations that are `like` this; `None` when
+    /// there is no more of it.
+    fn next(&mut self, like: Option<Op>) -> Option<Operation>;
 
     /// The value that `operation` writes.
     fn value(&mut self, operation: &Operation) -> Bytes;
@@ -397,12 +398,12 @@ impl<L: Load> Core<L> {
     /// The operations of one call, all alike.
     fn draw(&self) -> Option<Operations> {
         let mut load = self.load.borrow_mut();
-        let first = load.next()?;
-        let op = first.op;
+        let first = load.next(None)?;
+        let like = Some(first.op);
         let mut operations = Operations::from_buf([first]);
         while operations.len() < self.plan.batch {
-            let Some(next) = load.next() else { break };
-            operations.push(Operation { op, ..next });
+            let Some(next) = load.next(like) else { break };
+            operations.push(next);
         }
         Some(operations)
     }

@@ -20,5 +20,6 @@ pub mod system_calls;
 pub mod target;
 pub mod times;
 pub mod validity;
+pub mod verify;
 pub mod workload;
 pub mod zipf;

@@ -16,15 +16,17 @@ use std::{
 use milena_net::cores::{self, ProbeError};
 
 use crate::{
-    arguments::{ArgumentError, Command, LoadFlags, OutputFlags, Program, RunFlags},
+    arguments::{ArgumentError, Command, LoadFlags, OutputFlags, Program, RunFlags, VerifyFlags},
     cost,
     progress::Progress,
-    result::{Kind, ResultFile, Run, SCHEMA, Tool},
+    random,
+    result::{Kind, ResultFile, Run, SCHEMA, Tool, Verify},
     run::{self, Done, Job, RunError},
     schedule::Arrivals,
     show,
     synthetic::Synthetic,
     target::Target,
+    verify::{self, Checked},
     workload::Workload,
 };
 
@@ -135,6 +137,7 @@ impl Program {
         cores::probe().map_err(ProgramError::Machine)?;
         match &self.command {
             Command::Run(flags) => run_once(flags),
+            Command::Verify(flags) => verify_once(flags),
         }
     }
 }
@@ -151,6 +154,29 @@ fn run_once(flags: &RunFlags) -> Result<Ending, ProgramError> {
     Ok(ending)
 }
 
+fn verify_once(flags: &VerifyFlags) -> Result<Ending, ProgramError> {
+    let RunFlags { target, rate, load, output } = &flags.run;
+    let mut file = begin_file(Kind::Verify);
+    let workload = flags.workload()?;
+    // Of no other run, also not of one with the same seed a moment ago.
+    let run = random::mix(workload.seed ^ file.started_unix_ms << 16 ^ u64::from(std::process::id()));
+    let job = job(load, target, &workload, rate.rate, "")?;
+    let cores = job.plan.cores;
+    let make = |core| {
+        let checked = Checked::new(&workload, core, cores, run, !flags.allow_misses);
+        (checked, arrivals(&workload, rate.rate, core, cores))
+    };
+    let mut done = run::run(job, &Progress::new(output.quiet), make)?;
+    let mut found = Verify { violations: verify::no_violations(), ..Verify::default() };
+    done.loads.into_iter().for_each(|checked| verify::add(&mut found, checked.into_found()));
+    done.run.verify = Some(found);
+    print!("{}", show::run(&done.run));
+    let ending = Ending::of(&done.run);
+    file.runs.push(done.run);
+    write(&file, output)?;
+    Ok(ending)
+}
+
 /// One run of a workload that is drawn by chance.
 fn synthetic(
     flags: &LoadFlags,
@@ -160,22 +186,35 @@ fn synthetic(
     label: &str,
     progress: &Progress,
 ) -> Result<Done<Synthetic>, ProgramError> {
-    let plan = flags.plan(target)?;
-    let cores = plan.cores;
-    let inflight_max = plan.streams * plan.connections.div_ceil(cores);
-    let job = Job {
+    let job = job(flags, target, workload, rate_per_s, label)?;
+    let (cores, inflight_max) = (job.plan.cores, job.plan.streams * job.plan.connections.div_ceil(job.plan.cores));
+    let make = |core| {
+        let synthetic = Synthetic::new(workload, core, cores, inflight_max);
+        (synthetic, arrivals(workload, rate_per_s, core, cores))
+    };
+    Ok(run::run(job, progress, make)?)
+}
+
+fn job<'a>(
+    flags: &'a LoadFlags,
+    target: &Target,
+    workload: &Workload,
+    rate_per_s: f64,
+    label: &str,
+) -> Result<Job<'a>, ProgramError> {
+    Ok(Job {
         label: label.to_owned(),
+        plan: flags.plan(target)?,
         settings: flags.settings(target, workload, rate_per_s),
         slo: &flags.slo,
         server: server(flags, target),
         preload_count: if workload.is_preloaded { workload.keys } else { 0 },
-        plan,
-    };
-    let make = |core| {
-        let arrivals = (rate_per_s > 0.0).then(|| Arrivals::new(rate_per_s / cores as f64, workload.seed, core));
-        (Synthetic::new(workload, core, cores, inflight_max), arrivals)
-    };
-    Ok(run::run(job, progress, make)?)
+    })
+}
+
+/// A core's share of the schedule; none in a closed loop.
+fn arrivals(workload: &Workload, rate_per_s: f64, core: usize, cores: usize) -> Option<Arrivals> {
+    (rate_per_s > 0.0).then(|| Arrivals::new(rate_per_s / cores as f64, workload.seed, core))
 }
 
 /// The process of the server, if it is on this machine.

@@ -130,6 +130,22 @@ fn cost(run: &Run, text: &mut String) {
 }
 
 fn verdict(run: &Run, text: &mut String) {
+    if let Some(verify) = &run.verify {
+        line!(
+            text,
+            "  checked {} reads against {} writes, {} of which have an unknown outcome; {} misses are allowed",
+            verify.reads,
+            verify.writes,
+            verify.writes_unknown,
+            verify.misses_allowed
+        );
+        for (kind, count) in verify.violations.iter().filter(|(_, count)| **count > 0) {
+            line!(text, "  WRONG: {count} x {kind}");
+        }
+        for example in &verify.examples {
+            line!(text, "    {example}");
+        }
+    }
     for outcome in &run.slo {
         let found = match (outcome.observed, outcome.expression.starts_with(['p', 'm'])) {
             (None, _) => "too few samples to tell".to_owned(),

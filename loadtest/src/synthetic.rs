@@ -6,7 +6,7 @@ use crate::{
     drive::Load,
     protocol::{Answer, Failure, Verb},
     random::Random,
-    workload::{Draw, Operation, Workload},
+    workload::{Draw, Op, Operation, Workload},
 };
 
 /// The stream of random numbers that is for values.
@@ -43,8 +43,9 @@ impl Load for Synthetic {
         operation
     }
 
-    fn next(&mut self) -> Option<Operation> {
-        Some(self.draw.draw())
+    fn next(&mut self, like: Option<Op>) -> Option<Operation> {
+        let operation = self.draw.draw();
+        Some(Operation { op: like.unwrap_or(operation.op), ..operation })
     }
 
     fn value(&mut self, operation: &Operation) -> Bytes {

@@ -91,7 +91,7 @@ pub struct Operation {
     /// Its life in milliseconds; 0 = for ever.
     pub ttl_ms: u64,
     /// What the source of the operation wants to be told again with its answer.
-    pub token: u64,
+    pub token: u128,
 }
 
 /// Shares of what is done.
@@ -368,6 +368,7 @@ impl Draw {
     /// The share of core number `core` of `cores`, which has up to `inflight_max` requests in flight.
     #[must_use]
     pub fn new(workload: &Workload, core: usize, cores: usize, inflight_max: usize) -> Self {
+        assert!(workload.keys >= cores as u64, "each core has a key");
         assert!(core < cores && inflight_max > 0, "core {core} of {cores}, {inflight_max} in flight");
         Self {
             keys: Keys::new(workload.keys, workload.key_dist, workload.seed),
@@ -403,6 +404,17 @@ impl Draw {
             let id = self.id();
             self.operation(Op::Rmw, id)
         }
+    }
+
+    /// The next operation, with a key that no other core is given.
+    pub fn draw_own(&mut self) -> Operation {
+        let mut operation = self.draw();
+        if let Name::Id(id) = &mut operation.name {
+            // Down to this core's key of the same stretch, or the one before the end: 0 to `keys` - 1 again.
+            let own = *id - *id % self.cores + self.core;
+            *id = if *id < self.workload.keys && own >= self.workload.keys { own - self.cores } else { own };
+        }
+        operation
     }
 
     /// Key number `index` of those that this core writes before the measurement; `None` after the last.
@@ -487,6 +499,17 @@ mod tests {
             preloaded.extend((0..).map_while(|index| draw.preload(index)).map(|operation| id(&operation)));
         }
         assert_eq!(preloaded, (0..11).collect());
+    }
+
+    #[test]
+    fn keys_of_its_own_are_this_cores_and_within_the_population() {
+        let workload = Workload { keys: 11, ..Workload::preset("ycsb-a").unwrap() };
+        for core in 0..3 {
+            let mut draw = Draw::new(&workload, core, 3, 8);
+            let ids: HashSet<_> = (0..1000).map(|_| id(&draw.draw_own())).collect();
+            let expected = (0..11).filter(|id| id % 3 == core as u64).collect();
+            assert_eq!(ids, expected);
+        }
     }
 
     #[test]
