@@ -13,8 +13,9 @@ use crate::{
     keys::{KEY_BYTES, KeyDist},
     pace::Phases,
     result::Settings,
-    slo::{Slo, duration},
+    slo::{Slo, duration, share},
     target::Target,
+    trace::Format,
     workload::{PRESETS, Ratio, ValueSize, Walk, Workload},
 };
 
@@ -38,9 +39,150 @@ pub struct Program {
 pub enum Command {
     /// One run: at a rate (-r), or as fast as the streams allow (-r 0).
     Run(RunFlags),
+    /// One run of a recorded workload: as fast as the streams allow, at a rate (-r), or in its own time (--speed).
+    Replay(ReplayFlags),
     /// One run whose answers are checked: no stale reads, nothing lost, nothing that comes back. Half reads, four tenths
     /// writes and a tenth deletes, unless --workload or --ratio say otherwise.
     Verify(VerifyFlags),
+    /// Runs at several rates: latency against load.
+    Sweep(SweepFlags),
+    /// The highest rate that keeps every promise (--slo), by probes that close in on it.
+    Search(SearchFlags),
+    /// Two targets in turns, A B B A: ratios with 95 % intervals. A target with itself tells how much is noise.
+    Ab(AbFlags),
+    /// Two result files: exit code 96 if something is worse by more than the noise.
+    Compare(CompareFlags),
+}
+
+/// The flags of `sweep`.
+#[derive(Clone, Debug, Args)]
+pub struct SweepFlags {
+    /// The server, as for `run`.
+    #[arg(long, value_name = "URL")]
+    pub target: Target,
+    /// Requests per second, such as 10k,20k,50k; they are run in a shuffled order.
+    #[arg(long, required = true, value_delimiter = ',', value_name = "N,N,…", value_parser = positive_rate)]
+    pub rates: Vec<f64>,
+    /// As for `run`.
+    #[command(flatten)]
+    pub load: LoadFlags,
+    /// As for `run`.
+    #[command(flatten)]
+    pub output: OutputFlags,
+}
+
+/// The flags of `search`.
+#[derive(Clone, Debug, Args)]
+#[command(mut_arg("slo", |slo| slo.required(true)))]
+pub struct SearchFlags {
+    /// The server, as for `run`.
+    #[arg(long, value_name = "URL")]
+    pub target: Target,
+    /// Where to begin from above, in requests per second; otherwise a closed loop finds out.
+    #[arg(long, value_name = "N", value_parser = positive_rate)]
+    pub max_rate: Option<f64>,
+    /// As for `run`.
+    #[command(flatten)]
+    pub load: LoadFlags,
+    /// As for `run`.
+    #[command(flatten)]
+    pub output: OutputFlags,
+}
+
+/// The flags of `ab`.
+#[derive(Clone, Debug, Args)]
+pub struct AbFlags {
+    /// The first target, as for `run`.
+    #[arg(short, long, value_name = "URL")]
+    pub a: Target,
+    /// The second.
+    #[arg(short, long, value_name = "URL")]
+    pub b: Target,
+    /// Pairs of turns; each turn is a run of --duration.
+    #[arg(long, default_value_t = 6, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1_000))]
+    pub pairs: u32,
+    /// How fast.
+    #[command(flatten)]
+    pub rate: RateFlag,
+    /// As for `run`.
+    #[command(flatten)]
+    pub load: LoadFlags,
+    /// As for `run`.
+    #[command(flatten)]
+    pub output: OutputFlags,
+}
+
+/// The flags of `compare`.
+#[derive(Clone, Debug, Args)]
+pub struct CompareFlags {
+    /// The older result.
+    #[arg(value_name = "BEFORE")]
+    pub before: PathBuf,
+    /// The newer result.
+    #[arg(value_name = "AFTER")]
+    pub after: PathBuf,
+    /// Changes up to this are noise, such as 5%; `ab` of a target with itself tells how much it is.
+    #[arg(long, default_value = "5%", value_name = "SHARE", value_parser = noise)]
+    pub noise: f64,
+}
+
+/// The flags of `replay`.
+#[derive(Clone, Debug, Args)]
+pub struct ReplayFlags {
+    /// The recorded requests; .zst and .xz are read as they are.
+    #[arg(value_name = "FILE")]
+    pub trace: PathBuf,
+    /// As for `run`.
+    #[command(flatten)]
+    pub run: RunFlags,
+    /// oracle (libCacheSim's oracleGeneral), twitter (CSV) or keys (one on each line); otherwise by the file's name.
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<Format>,
+    /// Its own times, passing so many times as fast.
+    #[arg(long, value_name = "N", value_parser = positive_rate)]
+    pub speed: Option<f64>,
+    /// The most requests that are read of it; they are held in memory.
+    #[arg(long, default_value = "10M", value_name = "N", value_parser = count)]
+    pub limit: u64,
+    /// Does not write the keys that a read has not found.
+    #[arg(long)]
+    pub no_fill: bool,
+}
+
+impl ReplayFlags {
+    /// How it is written.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format.unwrap_or_else(|| Format::of(&self.trace))
+    }
+
+    /// The flags of its load: the whole trace, without a warm-up, unless they say otherwise.
+    ///
+    /// # Errors
+    /// Flags that say what the trace says.
+    pub fn load(&self) -> Result<LoadFlags, ArgumentError> {
+        let load = &self.run.load;
+        let drawn = [
+            ("--workload", load.workload.is_some()),
+            ("--keys", load.keys.is_some()),
+            ("--key-dist", load.key_dist.is_some()),
+            ("--value-size", load.value_size.is_some()),
+            ("--ratio", load.ratio.is_some()),
+            ("--ttl", load.ttl.is_some()),
+        ];
+        if let Some((flag, _)) = drawn.into_iter().find(|(_, is_there)| *is_there) {
+            return Err(ArgumentError(format!("replay {flag}: that is the trace's business")));
+        }
+        if self.speed.is_some() && (self.run.rate.rate > 0.0 || self.format() == Format::Keys) {
+            let text = "replay --speed: with a rate, or without times in the trace, there is nothing to speed up";
+            return Err(ArgumentError(text.to_owned()));
+        }
+        Ok(LoadFlags {
+            duration: load.duration.or(Some(TRACE_MAX)),
+            warmup: load.warmup.or(Some(Duration::ZERO)),
+            ..load.clone()
+        })
+    }
 }
 
 /// The flags of `verify`.
@@ -124,12 +266,12 @@ pub struct RateFlag {
 /// What all subcommands that make load have in common.
 #[derive(Clone, Debug, Args)]
 pub struct LoadFlags {
-    /// How long to measure, such as 30s or 2m.
-    #[arg(short, long, default_value = "10s", value_name = "TIME", value_parser = time)]
-    pub duration: Duration,
-    /// How long the same load runs before that.
-    #[arg(short, long, default_value = "2s", value_name = "TIME", value_parser = time)]
-    pub warmup: Duration,
+    /// How long to measure, such as 30s or 2m [default: 10s; replay: to the end of the trace]
+    #[arg(short, long, value_name = "TIME", value_parser = time)]
+    pub duration: Option<Duration>,
+    /// How long the same load runs before that [default: 2s; replay: 0]
+    #[arg(short, long, value_name = "TIME", value_parser = time)]
+    pub warmup: Option<Duration>,
     /// Connections over all threads.
     #[arg(short, long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub connections: u32,
@@ -183,6 +325,13 @@ pub struct LoadFlags {
     pub server_pid: Option<u32>,
 }
 
+/// How long is measured, and how long before, where nothing is said.
+const DURATION: Duration = Duration::from_secs(10);
+const WARMUP: Duration = Duration::from_secs(2);
+
+/// No trace is longer.
+const TRACE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// The workload where none is named.
 const USUAL: &str = "ycsb-c";
 
@@ -231,10 +380,11 @@ impl LoadFlags {
                 self.connections, self.threads
             )));
         }
-        if self.duration.is_zero() || self.deadline.is_zero() {
+        let (warmup, duration) = (self.warmup.unwrap_or(WARMUP), self.duration.unwrap_or(DURATION));
+        if duration.is_zero() || self.deadline.is_zero() {
             return Err(ArgumentError("--duration and --deadline: more than 0 is expected".to_owned()));
         }
-        let measured_to = self.warmup + self.duration;
+        let measured_to = warmup + duration;
         let processors = thread::available_parallelism().map_or(1, usize::from);
         Ok(Plan {
             target: target.clone(),
@@ -247,7 +397,8 @@ impl LoadFlags {
             streams: self.streams as usize,
             batch: self.batch as usize,
             deadline: self.deadline,
-            phases: Phases { measured_from: self.warmup, measured_to, end: measured_to },
+            fill: false,
+            phases: Phases { measured_from: warmup, measured_to, end: measured_to },
         })
     }
 
@@ -258,8 +409,8 @@ impl LoadFlags {
             target: target.text.clone(),
             protocol: String::new(),
             rate_per_s,
-            duration_s: self.duration.as_secs_f64(),
-            warmup_s: self.warmup.as_secs_f64(),
+            duration_s: self.duration.unwrap_or(DURATION).as_secs_f64(),
+            warmup_s: self.warmup.unwrap_or(WARMUP).as_secs_f64(),
             connections: self.connections,
             threads: self.threads,
             streams: self.streams,
@@ -275,7 +426,7 @@ impl LoadFlags {
             batch: self.batch,
             is_preloaded: workload.is_preloaded,
             deadline_ms: u64::try_from(self.deadline.as_millis()).unwrap_or(u64::MAX),
-            seed: self.seed,
+            seed: workload.seed,
             slo: self.slo.iter().map(ToString::to_string).collect(),
         }
     }
@@ -295,6 +446,16 @@ fn rate(text: &str) -> Result<f64, String> {
     };
     let number = number.parse::<f64>().ok().filter(|number| number.is_finite() && *number >= 0.0);
     number.map(|number| number * unit).ok_or_else(|| "a number such as 50000, 50k or 1.5M is expected".to_owned())
+}
+
+/// As [`rate`], but not 0.
+fn positive_rate(text: &str) -> Result<f64, String> {
+    rate(text).and_then(|rate| if rate > 0.0 { Ok(rate) } else { Err("more than 0 is expected".to_owned()) })
+}
+
+/// `5%` or `0.05`.
+fn noise(text: &str) -> Result<f64, String> {
+    share(text).ok_or_else(|| "a share such as 5% or 0.05 is expected".to_owned())
 }
 
 /// As [`rate`], but whole and not 0.

@@ -14,6 +14,7 @@
 use std::{
     cell::{Cell, RefCell},
     future::{Future, poll_fn},
+    pin::pin,
     rc::Rc,
     sync::mpsc,
     task::Poll,
@@ -21,7 +22,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{channel::oneshot, future::join_all};
+use futures::{
+    channel::oneshot,
+    future::{Either, join_all, select},
+};
 use milena_net::{
     cores::{Cores, CoresConfig, StartError},
     mesh,
@@ -33,7 +37,7 @@ use smallvec::SmallVec;
 use crate::{
     cost,
     pace::{Pace, Phases, Step},
-    protocol::{Answer, Connection, Entry, Failure, Request, Verb},
+    protocol::{Answer, Connection, Entry, Failure, Outcome, Request, Verb},
     recorder::{Call, Ended, Measured, Recorder},
     schedule::Arrivals,
     target::Target,
@@ -90,7 +94,9 @@ pub struct Plan {
     pub batch: usize,
     /// How long a call may take.
     pub deadline: Duration,
-    /// Warm-up and measured part.
+    /// Whether a read that finds nothing is followed by a write of that key.
+    pub fill: bool,
+    /// Warm-up and measured part. A run ends before them when there is nothing more to ask.
     pub phases: Phases,
 }
 
@@ -121,6 +127,8 @@ pub struct CoreSecond {
     pub ended: Ended,
     /// The core's processor time, without waiting in a loop.
     pub busy: Duration,
+    /// There was nothing more to ask: when the last answer came, as a time since the beginning. No report follows.
+    pub exhausted: Option<Duration>,
 }
 
 /// What a core has measured.
@@ -211,6 +219,10 @@ struct Core<L> {
     pace: Option<RefCell<Pace>>,
     /// Processor time spent waiting in a loop.
     spun: Cell<Duration>,
+    /// Streams that still ask.
+    asking: Cell<usize>,
+    /// Told when there is nothing more to ask.
+    exhausted: RefCell<Option<oneshot::Sender<()>>>,
 }
 
 async fn run<L: Load>(
@@ -244,11 +256,14 @@ async fn run<L: Load>(
     let window = begin + plan.phases.measured_from..begin + plan.phases.measured_to;
     let stream_count = connections.len() * plan.streams;
     let phases = plan.phases;
+    let (tell_exhausted, exhausted) = oneshot::channel();
     let core = Rc::new(Core {
         pace: arrivals.map(|arrivals| RefCell::new(Pace::new(arrivals, phases, stream_count))),
         load: RefCell::new(load),
         recorder: RefCell::new(Recorder::new(window)),
         spun: Cell::new(Duration::ZERO),
+        asking: Cell::new(stream_count),
+        exhausted: RefCell::new(Some(tell_exhausted)),
         plan,
         begin,
     });
@@ -261,7 +276,7 @@ async fn run<L: Load>(
     if core.pace.is_some() {
         tasks.push(spawn(Rc::clone(&core).pacer()));
     }
-    tasks.push(spawn(Rc::clone(&core).tell_seconds(index, report)));
+    tasks.push(spawn(Rc::clone(&core).tell_seconds(index, exhausted, report)));
     await_all(tasks).await;
 
     let Ok(core) = Rc::try_unwrap(core) else { unreachable!("all its tasks have ended") };
@@ -348,7 +363,7 @@ fn failure_of(result: Result<Answer, Failure>) -> Option<Failure> {
     match result {
         Err(failure) => Some(failure),
         Ok(outcomes) => outcomes.into_iter().find_map(|outcome| match outcome {
-            crate::protocol::Outcome::Failed(status) => {
+            Outcome::Failed(status) => {
                 Some(Failure { status, text: "for a key of a batch".to_owned(), is_undone: false })
             }
             _ => None,
@@ -371,14 +386,20 @@ impl<L: Load> Core<L> {
     /// Calls after calls until all is over.
     async fn stream(self: Rc<Self>, index: usize, connection: Rc<Connection>) {
         while let Some((intended, possible)) = self.turn(index).await {
-            let Some(operations) = self.draw() else { return };
-            let read = Timing { intended, possible };
+            let Some(operations) = self.draw() else { break };
+            let timing = Timing { intended, possible };
             match operations[0].op {
-                Op::Get => drop(self.call(Op::Get, &operations, read, &connection).await),
-                Op::Put => drop(self.call(Op::Put, &operations, read, &connection).await),
-                Op::Delete => drop(self.call(Op::Delete, &operations, read, &connection).await),
-                Op::Rmw => self.read_modify_write(&operations, read, &connection).await,
+                Op::Get => self.read(&operations, timing, &connection).await,
+                Op::Put => drop(self.call(Op::Put, &operations, timing, &connection).await),
+                Op::Delete => drop(self.call(Op::Delete, &operations, timing, &connection).await),
+                Op::Rmw => self.read_modify_write(&operations, timing, &connection).await,
             }
+        }
+        self.asking.set(self.asking.get() - 1);
+        let is_early = self.asking.get() == 0 && self.begin.elapsed() < self.plan.phases.measured_to;
+        if is_early && self.load.borrow_mut().next(None).is_none() {
+            let exhausted = self.exhausted.borrow_mut().take().expect("there is one last stream");
+            let _ = exhausted.send(()); // Who listens no more has told the last second.
         }
     }
 
@@ -408,14 +429,29 @@ impl<L: Load> Core<L> {
         Some(operations)
     }
 
+    async fn read(&self, operations: &[Operation], timing: Timing, connection: &Connection) {
+        let (read, missing) = self.call(Op::Get, operations, timing, connection).await;
+        if !missing.is_empty() {
+            let write = Timing { intended: timing.intended.map(|_| read.done), possible: read.done };
+            self.call(Op::Put, &missing, write, connection).await;
+        }
+    }
+
     async fn read_modify_write(&self, operations: &[Operation], timing: Timing, connection: &Connection) {
-        let read = self.call(Op::Get, operations, timing, connection).await;
+        let (read, _) = self.call(Op::Get, operations, timing, connection).await;
         let write = Timing { intended: timing.intended.map(|_| read.done), possible: read.done };
-        let write = self.call(Op::Put, operations, write, connection).await;
+        let (write, _) = self.call(Op::Put, operations, write, connection).await;
         self.recorder.borrow_mut().record_rmw(&read, &write);
     }
 
-    async fn call(&self, op: Op, operations: &[Operation], timing: Timing, connection: &Connection) -> Call {
+    /// One call; and which of its keys are to be written because they were not found.
+    async fn call(
+        &self,
+        op: Op,
+        operations: &[Operation],
+        timing: Timing,
+        connection: &Connection,
+    ) -> (Call, Operations) {
         let verb = match op {
             Op::Get => Verb::Get,
             Op::Put => Verb::Put,
@@ -432,7 +468,14 @@ impl<L: Load> Core<L> {
         let call = Call { op, intended, possible, sent, done, keys, value_bytes_out };
         self.recorder.borrow_mut().record(&call, &result);
         self.load.borrow_mut().answered(verb, operations, &result);
-        call
+        let missing = match &result {
+            Ok(outcomes) if self.plan.fill && verb == Verb::Get => {
+                let missing = operations.iter().zip(outcomes).filter(|(_, outcome)| **outcome == Outcome::Miss);
+                missing.map(|(operation, _)| operation.clone()).collect()
+            }
+            _ => Operations::new(),
+        };
+        (call, missing)
     }
 
     /// Gives the streams what is due until all is over.
@@ -481,20 +524,30 @@ impl<L: Load> Core<L> {
         is_wanted
     }
 
-    /// A report for each second, at its end.
-    async fn tell_seconds(self: Rc<Self>, core: usize, report: mpsc::Sender<Report>) {
+    /// A report for each second, at its end; the last when there is nothing more to ask.
+    async fn tell_seconds(
+        self: Rc<Self>,
+        core: usize,
+        mut exhausted: oneshot::Receiver<()>,
+        report: mpsc::Sender<Report>,
+    ) {
         let busy = || cost::thread_cpu().saturating_sub(self.spun.get());
         let mut before = busy();
         let Phases { measured_to, end, .. } = self.plan.phases;
         let afterwards = (end > measured_to).then_some(end);
         for (index, end) in second_ends(&self.plan.phases).into_iter().chain(afterwards).enumerate() {
-            task::sleep_until(self.begin + end).await;
+            let is_over = pin!(task::sleep_until(self.begin + end));
+            let is_exhausted = matches!(select(is_over, &mut exhausted).await, Either::Right((Ok(()), _)));
+            let exhausted = is_exhausted.then(|| self.begin.elapsed());
             let now = busy();
             let ended = self.recorder.borrow_mut().take_second();
-            let second = CoreSecond { index, core, ended, busy: now.saturating_sub(before) };
+            let second = CoreSecond { index, core, ended, busy: now.saturating_sub(before), exhausted };
             before = now;
             // Who listens no more has seen another core fail.
             let _ = report.send(Report::Second(Box::new(second)));
+            if exhausted.is_some() {
+                return;
+            }
         }
     }
 }

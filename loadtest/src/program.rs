@@ -1,14 +1,14 @@
 //! The subcommands: each makes a result, shows it, writes it where it is wanted, and says how it ended by an exit code.
 //!
 //! ```text
-//!   run ─┐
-//!        ├─▶ ResultFile ─▶ standard output, -o FILE, --hdr-log FILE, --csv FILE ─▶ Ending ─▶ exit code
-//!   …   ─┘
+//!   run, verify           one run  ─┐
+//!   sweep, search, ab     several  ─┼─▶ ResultFile ─▶ standard output, FILES ─▶ Ending ─▶ exit code
+//!   compare               two files ┘
 //! ```
 
 use std::{
-    fmt, io,
-    path::PathBuf,
+    fmt, fs, io,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -20,15 +20,21 @@ use crate::{
     cost,
     progress::Progress,
     random,
-    result::{Kind, ResultFile, Run, SCHEMA, Tool, Verify},
+    result::{Kind, ReadError, ResultFile, Run, SCHEMA, Tool, Verify},
     run::{self, Done, Job, RunError},
     schedule::Arrivals,
-    show,
+    series, show,
     synthetic::Synthetic,
     target::Target,
+    times::Times,
+    trace::TraceError,
     verify::{self, Checked},
     workload::Workload,
 };
+
+mod compare;
+mod replay;
+mod several;
 
 /// How the program ended, other than with an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,6 +89,17 @@ pub enum ProgramError {
     Machine(ProbeError),
     /// The run could not be made.
     Run(RunError),
+    /// The trace could not be read.
+    Trace(TraceError),
+    /// A file could not be read.
+    Input(ReadError),
+    /// Two files that cannot be compared.
+    Unlike {
+        /// What the older is.
+        before: String,
+        /// What the newer is.
+        after: String,
+    },
     /// A file could not be written.
     Output {
         /// Which.
@@ -98,7 +115,10 @@ impl ProgramError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Arguments(_) => ExitCode::from(2),
-            Self::Machine(_) | Self::Run(_) | Self::Output { .. } => ExitCode::FAILURE,
+            Self::Unlike { .. } => ExitCode::from(2),
+            Self::Machine(_) | Self::Run(_) | Self::Trace(_) | Self::Input(_) | Self::Output { .. } => {
+                ExitCode::FAILURE
+            }
         }
     }
 }
@@ -109,6 +129,11 @@ impl fmt::Display for ProgramError {
             Self::Arguments(error) => error.fmt(f),
             Self::Machine(error) => error.fmt(f),
             Self::Run(error) => error.fmt(f),
+            Self::Trace(error) => error.fmt(f),
+            Self::Input(error) => error.fmt(f),
+            Self::Unlike { before, after } => {
+                write!(f, "two results of one kind are expected; the first is {before}, the second {after}")
+            }
             Self::Output { path, source } => write!(f, "cannot write {}: {source}", path.display()),
         }
     }
@@ -137,29 +162,30 @@ impl Program {
         cores::probe().map_err(ProgramError::Machine)?;
         match &self.command {
             Command::Run(flags) => run_once(flags),
+            Command::Replay(flags) => replay::replay(flags),
             Command::Verify(flags) => verify_once(flags),
+            Command::Sweep(flags) => several::sweep(flags),
+            Command::Search(flags) => several::search(flags),
+            Command::Ab(flags) => several::ab(flags),
+            Command::Compare(flags) => compare::compare(flags),
         }
     }
 }
 
 fn run_once(flags: &RunFlags) -> Result<Ending, ProgramError> {
-    let mut file = begin_file(Kind::Run);
+    let results = Results::begin(Kind::Run);
     let progress = Progress::new(flags.output.quiet);
     let workload = flags.load.workload()?;
     let done = synthetic(&flags.load, &flags.target, &workload, flags.rate.rate, "", &progress)?;
-    print!("{}", show::run(&done.run));
-    let ending = Ending::of(&done.run);
-    file.runs.push(done.run);
-    write(&file, &flags.output)?;
-    Ok(ending)
+    results.keep_only(done, &flags.output)
 }
 
 fn verify_once(flags: &VerifyFlags) -> Result<Ending, ProgramError> {
     let RunFlags { target, rate, load, output } = &flags.run;
-    let mut file = begin_file(Kind::Verify);
+    let results = Results::begin(Kind::Verify);
     let workload = flags.workload()?;
     // Of no other run, also not of one with the same seed a moment ago.
-    let run = random::mix(workload.seed ^ file.started_unix_ms << 16 ^ u64::from(std::process::id()));
+    let run = random::mix(workload.seed ^ results.file.started_unix_ms << 16 ^ u64::from(std::process::id()));
     let job = job(load, target, &workload, rate.rate, "")?;
     let cores = job.plan.cores;
     let make = |core| {
@@ -168,13 +194,9 @@ fn verify_once(flags: &VerifyFlags) -> Result<Ending, ProgramError> {
     };
     let mut done = run::run(job, &Progress::new(output.quiet), make)?;
     let mut found = Verify { violations: verify::no_violations(), ..Verify::default() };
-    done.loads.into_iter().for_each(|checked| verify::add(&mut found, checked.into_found()));
+    done.loads.drain(..).for_each(|checked| verify::add(&mut found, checked.into_found()));
     done.run.verify = Some(found);
-    print!("{}", show::run(&done.run));
-    let ending = Ending::of(&done.run);
-    file.runs.push(done.run);
-    write(&file, output)?;
-    Ok(ending)
+    results.keep_only(done, output)
 }
 
 /// One run of a workload that is drawn by chance.
@@ -214,7 +236,7 @@ fn job<'a>(
 
 /// A core's share of the schedule; none in a closed loop.
 fn arrivals(workload: &Workload, rate_per_s: f64, core: usize, cores: usize) -> Option<Arrivals> {
-    (rate_per_s > 0.0).then(|| Arrivals::new(rate_per_s / cores as f64, workload.seed, core))
+    (rate_per_s > 0.0).then(|| Arrivals::poisson(rate_per_s / cores as f64, workload.seed, core))
 }
 
 /// The process of the server, if it is on this machine.
@@ -226,28 +248,63 @@ fn server(flags: &LoadFlags, target: &Target) -> Result<u32, String> {
     }
 }
 
-fn begin_file(kind: Kind) -> ResultFile {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    ResultFile {
-        schema: SCHEMA,
-        kind,
-        tool: Tool {
-            name: "milena-loadtest".to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            profile: if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned(),
-        },
-        command: std::env::args().collect(),
-        started_unix_ms: u64::try_from(now.as_millis()).expect("a date that fits"),
-        machine: cost::machine(),
-        runs: Vec::new(),
-        search: None,
-        ab: None,
-    }
+/// What was measured, until it is written.
+struct Results {
+    file: ResultFile,
+    /// For each run the response times of each second of its series.
+    seconds: Vec<Vec<Times>>,
 }
 
-fn write(file: &ResultFile, flags: &OutputFlags) -> Result<(), ProgramError> {
-    if let Some(path) = &flags.output {
-        file.write(path).map_err(|source| ProgramError::Output { path: path.clone(), source })?;
+impl Results {
+    fn begin(kind: Kind) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let file = ResultFile {
+            schema: SCHEMA,
+            kind,
+            tool: Tool {
+                name: "milena-loadtest".to_owned(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                profile: if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned(),
+            },
+            command: std::env::args().collect(),
+            started_unix_ms: u64::try_from(now.as_millis()).expect("a date that fits"),
+            machine: cost::machine(),
+            runs: Vec::new(),
+            search: None,
+            ab: None,
+        };
+        Self { file, seconds: Vec::new() }
     }
-    Ok(())
+
+    fn keep<L>(&mut self, done: Done<L>) {
+        self.file.runs.push(done.run);
+        self.seconds.push(done.seconds);
+    }
+
+    /// Keeps the only run, shows it and writes it.
+    fn keep_only<L>(mut self, done: Done<L>, flags: &OutputFlags) -> Result<Ending, ProgramError> {
+        print!("{}", show::run(&done.run));
+        let ending = Ending::of(&done.run);
+        self.keep(done);
+        self.write(flags)?;
+        Ok(ending)
+    }
+
+    fn write(&self, flags: &OutputFlags) -> Result<(), ProgramError> {
+        let OutputFlags { output, hdr_log, csv, .. } = flags;
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| ProgramError::Output { path, source }
+        };
+        if let Some(path) = output {
+            self.file.write(path).map_err(failed(path))?;
+        }
+        if let Some(path) = hdr_log {
+            fs::write(path, series::interval_log(&self.file.runs, &self.seconds)).map_err(failed(path))?;
+        }
+        if let Some(path) = csv {
+            fs::write(path, series::csv(&self.file.runs)).map_err(failed(path))?;
+        }
+        Ok(())
+    }
 }

@@ -458,7 +458,7 @@ pub struct Search {
 pub struct Probe {
     /// Calls per second that were asked for.
     pub rate_per_s: f64,
-    /// `kept`, `missed`, or `invalid`: nothing is concluded from an invalid probe.
+    /// `kept`, `missed`, or `invalid`: made again at once, and taken for missed the third time.
     pub verdict: String,
     /// Index into `runs`.
     pub run_index: u32,

@@ -112,7 +112,9 @@ pub fn run<L: Load + Send>(
         job.plan.phases.end += COUNTING;
     }
     let driver = Driver::start(&job.plan, make).map_err(RunError::Start)?;
-    let mut watch = Watch { driver, job: &job, progress, ends: second_ends(&job.plan.phases), early: Vec::new() };
+    let ends = second_ends(&job.plan.phases);
+    let exhausted = vec![None; job.plan.cores];
+    let mut watch = Watch { driver, job: &job, progress, ends, early: Vec::new(), exhausted };
     let protocol = watch.await_ready()?;
     let seen = watch.follow(system_calls)?;
     let outcomes: Option<Vec<CoreOutcome<L>>> = watch.driver.join().into_iter().collect();
@@ -131,11 +133,15 @@ struct Watch<'a, L: Send + 'static> {
     ends: Vec<Duration>,
     /// Reports of seconds that are not over on all cores.
     early: Vec<CoreSecond>,
+    /// By core: the second in which it had nothing more to ask, and when.
+    exhausted: Vec<Option<(usize, Duration)>>,
 }
 
 /// What was seen from outside of the cores.
 struct Seen {
     measured_unix_ms: u64,
+    /// How long the measured part was.
+    measured: Duration,
     seconds: Vec<SecondSeen>,
     server: Option<ProcessUse>,
     system_calls_per_request: Result<f64, String>,
@@ -180,7 +186,7 @@ impl<L: Load + Send> Watch<'_, L> {
         let measured_at = begin + phases.measured_from;
         let measured_unix = SystemTime::now() + measured_at.saturating_duration_since(Instant::now());
         self.driver.begin(begin);
-        self.wait_until(begin)?;
+        self.wait_until(begin, 0)?;
 
         let server_now = || self.job.server.as_ref().ok().and_then(|pid| ProcessUse::of(*pid));
         let (mut server_before, mut start) = (server_now(), Duration::ZERO);
@@ -191,10 +197,12 @@ impl<L: Load + Send> Watch<'_, L> {
             if start == phases.measured_from {
                 (machine_before, server) = (MachineUse::now(), server_before);
             }
-            self.wait_until(begin + end)?;
+            self.wait_until(begin + end, index)?;
             let server_after = server_now();
+            let over = self.over(index);
+            let end = over.unwrap_or(end);
             let spent = server_before.zip(server_after).map(|(before, after)| after.since(before));
-            if end == phases.measured_to {
+            if end == phases.measured_to || over.is_some() {
                 machine_after = MachineUse::now();
                 server = server.zip(server_after).map(|(before, after)| after.since(before));
             }
@@ -203,11 +211,19 @@ impl<L: Load + Send> Watch<'_, L> {
             self.progress.second(&second.to_result(index, &phases), self.ends.len());
             seconds.push(second);
             (server_before, start) = (server_after, end);
+            if over.is_some() {
+                break;
+            }
         }
-        let system_calls_per_request = system_calls.and_then(|counter| self.count(&counter, begin));
-        let measured = phases.measured_to - phases.measured_from;
+        let system_calls_per_request = match system_calls {
+            Ok(_) if start < phases.measured_to => Err("not counted: there was nothing more to ask".to_owned()),
+            Ok(counter) => self.count(&counter, begin),
+            Err(reason) => Err(reason),
+        };
+        let measured = start.saturating_sub(phases.measured_from);
         Ok(Seen {
             measured_unix_ms: unix_ms(measured_unix),
+            measured,
             seconds,
             server,
             system_calls_per_request,
@@ -218,11 +234,18 @@ impl<L: Load + Send> Watch<'_, L> {
         })
     }
 
+    /// When the last answer came, if no core has had anything more to ask by the end of second `index`.
+    fn over(&self, index: usize) -> Option<Duration> {
+        let by_then = |exhausted: &Option<(usize, Duration)>| exhausted.filter(|(second, _)| *second <= index);
+        let all: Option<Vec<(usize, Duration)>> = self.exhausted.iter().map(by_then).collect();
+        all?.into_iter().map(|(_, at)| at).max()
+    }
+
     /// Counts the server's system calls while the load goes on after the measured part.
     fn count(&mut self, counter: &SystemCalls, begin: Instant) -> Result<f64, String> {
         counter.start();
         let failed = |error: RunError| error.to_string();
-        self.wait_until(begin + self.job.plan.phases.end).map_err(failed)?;
+        self.wait_until(begin + self.job.plan.phases.end, self.ends.len()).map_err(failed)?;
         let calls = counter.stop();
         let (ended, _) = self.gather(self.ends.len()).map_err(failed)?;
         match ended.tally.requests {
@@ -231,9 +254,12 @@ impl<L: Load + Send> Watch<'_, L> {
         }
     }
 
-    /// Waits, and keeps what the cores tell meanwhile.
-    fn wait_until(&mut self, at: Instant) -> Result<(), RunError> {
+    /// Waits for `at`, the end of second `index`, or until there is nothing more to ask; keeps what the cores tell meanwhile.
+    fn wait_until(&mut self, at: Instant, index: usize) -> Result<(), RunError> {
         loop {
+            if self.over(index).is_some() {
+                return Ok(());
+            }
             let left = at.saturating_duration_since(Instant::now());
             match self.driver.report(left) {
                 Ok(report) => self.take(report)?,
@@ -249,17 +275,28 @@ impl<L: Load + Send> Watch<'_, L> {
 
     fn take(&mut self, report: Report) -> Result<(), RunError> {
         match report {
-            Report::Second(second) => self.early.push(*second),
+            Report::Second(second) => {
+                self.exhausted[second.core] = second.exhausted.map(|at| (second.index, at));
+                self.early.push(*second);
+            }
             Report::Failed(text) => return Err(RunError::Core(text)),
             Report::Ready { .. } | Report::Preloaded(_) => {}
         }
         Ok(())
     }
 
+    /// Whether every core has told second `index`, or will tell nothing more.
+    fn is_told(&self, index: usize) -> bool {
+        (0..self.job.plan.cores).all(|core| {
+            let is_exhausted = self.exhausted[core].is_some_and(|(second, _)| second < index);
+            is_exhausted || self.early.iter().any(|second| (second.core, second.index) == (core, index))
+        })
+    }
+
     /// What ended in second `index` on all cores, and each core's processor time.
     fn gather(&mut self, index: usize) -> Result<(Ended, Vec<Duration>), RunError> {
         let until = Instant::now() + self.job.plan.deadline + REPORT_MAX;
-        while self.early.iter().filter(|second| second.index == index).count() < self.job.plan.cores {
+        while !self.is_told(index) {
             let left = until.saturating_duration_since(Instant::now());
             let report = self.driver.report(left).map_err(|_| RunError::Silent { awaited: "a second's end" })?;
             self.take(report)?;
@@ -313,16 +350,17 @@ impl Seen {
             unsent += outcome.unsent;
             loads.push(outcome.load);
         }
-        let wall = phases.measured_to - phases.measured_from;
+        let wall_s = self.measured.as_secs_f64();
+        let per_s = |count: u64| if wall_s > 0.0 { count as f64 / wall_s } else { 0.0 };
         let counts = measured.counts(unsent);
         let response = measured.response();
         let client = self.client(&phases, counts.requests, &measured.late);
         let per = |whole: u64, parts: u64| if parts == 0 { 0.0 } else { whole as f64 / parts as f64 };
         let rates = Rates {
             intended_per_s: job.settings.rate_per_s,
-            achieved_per_s: counts.requests as f64 / wall.as_secs_f64(),
-            keys_per_s: counts.keys as f64 / wall.as_secs_f64(),
-            value_bytes_per_s: (counts.value_bytes_in + counts.value_bytes_out) as f64 / wall.as_secs_f64(),
+            achieved_per_s: per_s(counts.requests),
+            keys_per_s: per_s(counts.keys),
+            value_bytes_per_s: per_s(counts.value_bytes_in + counts.value_bytes_out),
         };
         let (server, server_absent_because) = match (&job.server, self.server) {
             (Ok(pid), Some(ProcessUse { cpu_ns, run_queue_wait_ns })) => {
@@ -379,13 +417,13 @@ impl Seen {
     }
 
     fn client(&self, phases: &crate::pace::Phases, requests: u64, late: &Times) -> ClientUse {
-        let wall = phases.measured_to - phases.measured_from;
+        let wall_s = self.measured.as_secs_f64().max(f64::MIN_POSITIVE);
         let measured = || self.seconds.iter().filter(|second| second.start >= phases.measured_from);
         let cores = self.seconds.first().map_or(0, |second| second.busy_by_core.len());
         let busy = |core: usize| measured().map(|second| second.busy_by_core[core]).sum::<Duration>();
         let by_core: Vec<Duration> = (0..cores).map(busy).collect();
         let cpu_ns = nanos(by_core.iter().sum());
-        let busy_share_by_core: Vec<f64> = by_core.iter().map(|busy| busy.as_secs_f64() / wall.as_secs_f64()).collect();
+        let busy_share_by_core: Vec<f64> = by_core.iter().map(|busy| busy.as_secs_f64() / wall_s).collect();
         ClientUse {
             cpu_ns,
             cpu_ns_per_request: if requests == 0 { 0.0 } else { cpu_ns as f64 / requests as f64 },

@@ -4,11 +4,17 @@ use std::{fmt::Write as _, time::Duration};
 
 use crate::{
     progress::time,
-    result::{Histogram, Run},
+    result::{Ab, Histogram, Run},
 };
 
 /// The percentiles that have a column.
 const COLUMNS: [f64; 5] = [50.0, 90.0, 99.0, 99.9, 99.99];
+
+macro_rules! line {
+    ($text:expr, $($arguments:tt)*) => {
+        writeln!($text, $($arguments)*).expect("a String takes everything")
+    };
+}
 
 /// Everything about a run that fits on a screen.
 #[must_use]
@@ -21,10 +27,22 @@ pub fn run(run: &Run) -> String {
     text
 }
 
-macro_rules! line {
-    ($text:expr, $($arguments:tt)*) => {
-        writeln!($text, $($arguments)*).expect("a String takes everything")
-    };
+/// Ratios, as `ab` finds them.
+#[must_use]
+pub fn ab(ab: &Ab) -> String {
+    let mut text = String::new();
+    line!(text, "A {}\nB {}", ab.target_a, ab.target_b);
+    line!(text, "{} pairs, {} discarded", ab.pairs, ab.pairs_discarded);
+    line!(text, "{:24}{:>8}{:>20}", "B / A", "ratio", "95 % interval");
+    for ratio in &ab.ratios {
+        let interval = format!("{:.3} to {:.3}", ratio.low, ratio.high);
+        let verdict = if ratio.is_difference { "" } else { "  no difference can be seen" };
+        line!(text, "{:24}{:>8.3}{:>20}{verdict}", ratio.figure, ratio.ratio, interval);
+    }
+    if ab.is_noise_floor {
+        line!(text, "A and B are the same: what differs is noise");
+    }
+    text
 }
 
 fn head(run: &Run, text: &mut String) {

@@ -107,7 +107,9 @@ pub fn duration(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(number * unit).ok()
 }
 
-fn share(text: &str) -> Option<f64> {
+/// `5%` or `0.05`: a share from 0 to 1.
+#[must_use]
+pub fn share(text: &str) -> Option<f64> {
     let share = match text.strip_suffix('%') {
         Some(percent) => percent.trim().parse::<f64>().ok()? / 100.0,
         None => text.parse().ok()?,

@@ -5,11 +5,15 @@
 //!   ────────
 //!   runs     exit codes, results, what is sent
 //!   lies     each kind of wrong answer is noticed, and right ones are not
+//!   several  sweep, search, ab, compare
+//!   traces   replay
 //! ```
 
 mod fake;
 mod lies;
 mod runs;
+mod several;
+mod traces;
 
 use std::{
     path::PathBuf,
@@ -46,12 +50,14 @@ impl Ended {
 fn loadtest(words: &str) -> Ended {
     let dir = tempfile::tempdir().expect("a directory of our own");
     let path: PathBuf = dir.path().join("result.json");
-    let output = Command::new(env!("CARGO_BIN_EXE_milena-loadtest"))
-        .args(words.split_whitespace())
-        .arg("-o")
-        .arg(&path)
-        .stdin(Stdio::null())
-        .output()
-        .expect("the program");
-    Ended { output, file: path.is_file().then(|| ResultFile::read(&path).expect("a result of ours")) }
+    let words = words.split_whitespace().chain(["-o", path.to_str().expect("a name that is text")]);
+    let ended = run(words);
+    Ended { file: path.is_file().then(|| ResultFile::read(&path).expect("a result of ours")), ..ended }
+}
+
+/// Runs the program with just these words.
+fn run<'a>(words: impl IntoIterator<Item = &'a str>) -> Ended {
+    let program = env!("CARGO_BIN_EXE_milena-loadtest");
+    let output = Command::new(program).args(words).stdin(Stdio::null()).output().expect("the program");
+    Ended { output, file: None }
 }
