@@ -223,7 +223,7 @@ impl VerifyFlags {
 /// The flags of `run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunFlags {
-    /// The server: http://HOST:PORT of a node or a router.
+    /// The server: http://HOST:PORT of a node or a router, redis://HOST:PORT or memcached://HOST:PORT.
     #[arg(long, value_name = "URL")]
     pub target: Target,
     /// How fast.

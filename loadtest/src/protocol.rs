@@ -1,9 +1,9 @@
 //! What a target is asked and what it answers, whatever it speaks.
 //!
 //! ```text
-//!   Request ──▶ Connection ─┬─ grpc        http://…        a node or a router of ours, over HTTP/2
-//!                           ├─ resp        redis://…       pipelined, answers in order
-//!   Answer  ◀──             └─ memcached   memcached://…   pipelined, answers in order
+//!   Request ──▶ Connection ─┬─ grpc                      http://…        a node or a router of ours, over HTTP/2
+//!                           └─ pipeline ─┬─ resp         redis://…       answers in order
+//!   Answer  ◀──                          └─ memcached    memcached://…   answers in order
 //! ```
 //! One connection serves the streams of one core. All three are driven by the same streams with the same clock reads, so
 //! that what differs between two targets is the target.
@@ -14,12 +14,16 @@ use bytes::Bytes;
 use milena_net::stream::ReadBuffer;
 use smallvec::SmallVec;
 
+use self::pipeline::Dialect;
 use crate::{
     target::{Scheme, Target},
     workload::Name,
 };
 
 pub mod grpc;
+mod memcached;
+pub mod pipeline;
+mod resp;
 
 /// What is asked of all entries of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +128,8 @@ impl fmt::Display for Failure {
 pub enum Connection {
     /// To a node or a router of ours.
     Grpc(grpc::Link),
+    /// To Redis or memcached.
+    Pipeline(pipeline::Link),
 }
 
 impl Connection {
@@ -134,6 +140,8 @@ impl Connection {
     pub async fn open(target: &Target, bucket: &str, buffer: &ReadBuffer, deadline: Instant) -> Result<Self, Failure> {
         match target.scheme {
             Scheme::Http => grpc::Link::open(&target.text, bucket, buffer, deadline).await.map(Self::Grpc),
+            Scheme::Redis => pipeline::Link::open(target, Dialect::Redis, deadline).await.map(Self::Pipeline),
+            Scheme::Memcached => pipeline::Link::open(target, Dialect::Memcached, deadline).await.map(Self::Pipeline),
         }
     }
 
@@ -142,6 +150,7 @@ impl Connection {
     pub fn protocol(&self) -> &'static str {
         match self {
             Self::Grpc(link) => link.protocol(),
+            Self::Pipeline(link) => link.protocol(),
         }
     }
 
@@ -152,6 +161,7 @@ impl Connection {
     pub async fn call(&self, request: &Request, deadline: Instant) -> Result<Answer, Failure> {
         match self {
             Self::Grpc(link) => link.call(request, deadline).await,
+            Self::Pipeline(link) => link.call(request, deadline).await,
         }
     }
 }

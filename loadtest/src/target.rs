@@ -20,10 +20,18 @@ pub struct Target {
 pub enum Scheme {
     /// gRPC: a node or a router of ours.
     Http,
+    /// RESP2: Redis and what speaks like it.
+    Redis,
+    /// memcached's text protocol.
+    Memcached,
 }
 
 /// The schemes with the ports that their servers usually have.
-const SCHEMES: [(&str, Scheme, Option<u16>); 1] = [("http", Scheme::Http, None)];
+const SCHEMES: [(&str, Scheme, Option<u16>); 3] = [
+    ("http", Scheme::Http, None),
+    ("redis", Scheme::Redis, Some(6379)),
+    ("memcached", Scheme::Memcached, Some(11_211)),
+];
 
 /// A target that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +74,7 @@ impl fmt::Display for Target {
 impl fmt::Display for TargetError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(found) = self;
-        write!(f, "{found}: http://HOST:PORT of a node or a router is expected")
+        write!(f, "{found}: http://HOST:PORT of a node or a router, redis://HOST or memcached://HOST is expected")
     }
 }
 
@@ -80,6 +88,8 @@ mod tests {
     fn a_target_has_host_and_port() {
         let target: Target = "http://[::1]:50051/".parse().unwrap();
         assert_eq!((&*target.host, target.port, &*target.text), ("::1", 50051, "http://[::1]:50051"));
+        let port = |text: &str| text.parse::<Target>().unwrap().port;
+        assert_eq!([port("redis://[::1]"), port("redis://h:1"), port("memcached://h")], [6379, 1, 11_211]);
     }
 
     #[test]

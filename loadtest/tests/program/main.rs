@@ -7,10 +7,12 @@
 //!   lies     each kind of wrong answer is noticed, and right ones are not
 //!   several  sweep, search, ab, compare
 //!   traces   replay
+//!   others   Redis and memcached
 //! ```
 
 mod fake;
 mod lies;
+mod others;
 mod runs;
 mod several;
 mod traces;
