@@ -9,9 +9,11 @@
 //!   settings   what is refused at start, and how it is said
 //!   store      S3 that is down, slow, refuses, or lies
 //!   disk       the log on disk after a kill
+//!   answers    what is read under load meanwhile
 //! ```
 //! No test sleeps: it waits for what it is about, up to a bound. Bounds are generous where the contract names none.
 
+mod answers;
 mod client;
 mod disk;
 #[path = "../../../storage/tests/support/fault_proxy.rs"]

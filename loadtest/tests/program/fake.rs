@@ -54,6 +54,8 @@ pub(crate) enum Lie {
     Bit,
     /// A Get brings another key's value.
     Neighbour,
+    /// A Get brings a version that is yet to be written, with the right checksum.
+    Future,
 }
 
 /// The server; it ends with this value.
@@ -131,6 +133,9 @@ impl Map {
                 bytes.into()
             });
         }
+        if self.lies(Lie::Future) {
+            value = value.map(|value| ahead(&value));
+        }
         GetResponse {
             successful: value.is_some(),
             value: value.unwrap_or_default(),
@@ -170,6 +175,16 @@ impl Map {
         put.entries.iter().for_each(|entry| self.put(entry));
         Message::encode(&BatchPutResponse { results: vec![PutResult::default(); put.entries.len()] })
     }
+}
+
+/// A value as it would be a thousand versions later; its picture is in `src/verify.rs`.
+fn ahead(value: &[u8]) -> Bytes {
+    let mut value = value.to_vec();
+    let version = u64::from_le_bytes(value[16..24].try_into().expect("eight bytes"));
+    value[16..24].copy_from_slice(&(version + 1000).to_le_bytes());
+    let checksum = crc32c::crc32c(&value[8..]);
+    value[4..8].copy_from_slice(&checksum.to_le_bytes());
+    value.into()
 }
 
 impl Service for Map {
