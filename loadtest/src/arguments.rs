@@ -266,7 +266,7 @@ pub struct RateFlag {
 /// What all subcommands that make load have in common.
 #[derive(Clone, Debug, Args)]
 pub struct LoadFlags {
-    /// How long to measure, such as 30s or 2m [default: 10s; replay: to the end of the trace]
+    /// How long to measure, such as 30s or 2m [default: 10s; replay: the whole trace, up to a day]
     #[arg(short, long, value_name = "TIME", value_parser = time)]
     pub duration: Option<Duration>,
     /// How long the same load runs before that [default: 2s; replay: 0]
@@ -329,8 +329,8 @@ pub struct LoadFlags {
 const DURATION: Duration = Duration::from_secs(10);
 const WARMUP: Duration = Duration::from_secs(2);
 
-/// No trace is longer.
-const TRACE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long a trace may take where nothing is said.
+const TRACE_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// The workload where none is named.
 const USUAL: &str = "ycsb-c";

@@ -133,15 +133,15 @@ pub enum Verdict {
     Worse,
 }
 
-/// The change of each figure that both runs tell. It counts if it is larger than `noise_share` and their seconds, where there
-/// are enough of them, say the same.
+/// The change of each figure that both runs tell. It counts if it is larger than `noise_share` and their seconds say the same;
+/// a figure that no second tells is shown, and nothing is concluded from it.
 #[must_use]
 pub fn changes(before: &Run, after: &Run, noise_share: f64) -> Vec<Change> {
     let one = |figure: Figure| {
         let (old, new) = (figure.of(before)?, figure.of(after)?);
         let by_seconds = statistics::of_samples(&figure.of_seconds(before), &figure.of_seconds(after));
         let is_beyond_noise = (new / old).ln().abs() > (1.0 + noise_share).ln();
-        let is_real = is_beyond_noise && by_seconds.is_none_or(|interval| interval.excludes_one());
+        let is_real = is_beyond_noise && by_seconds.is_some_and(|interval| interval.excludes_one());
         let verdict = match (is_real, (new > old) == figure.is_gain()) {
             (false, _) => Verdict::Same,
             (true, true) => Verdict::Better,
@@ -224,6 +224,14 @@ pub(crate) mod tests {
         assert_eq!(verdict(&run([1200, 1210, 1190, 1205, 1195])), Verdict::Better);
         assert_eq!(verdict(&run([970, 980, 960, 975, 965])), Verdict::Same, "3 % is within the 5 allowed");
         assert_eq!(verdict(&run([100, 1400, 900, 700, 900])), Verdict::Same, "its own seconds differ more");
+    }
+
+    #[test]
+    fn a_figure_that_no_second_tells_is_shown_and_nothing_is_concluded_from_it() {
+        let (before, mut after) = (run([1000; 5]), run([500; 5]));
+        after.series.clear();
+        let change = changes(&before, &after, 0.05)[0];
+        assert_eq!((change.by_seconds, change.verdict), (None, Verdict::Same));
     }
 
     #[test]

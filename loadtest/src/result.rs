@@ -445,9 +445,9 @@ pub struct Verify {
 /// What a search found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Search {
-    /// The highest rate that kept every promise, calls per second; `null` if none did.
+    /// The highest rate that kept every promise, calls per second; `null` if none is known to.
     pub rate_per_s: Option<f64>,
-    /// The lowest rate that did not; `null` if all did.
+    /// The lowest rate that did not; `null` if none is known not to. The limit lies between the two.
     pub missed_per_s: Option<f64>,
     /// Every probe, in the order in which they were made; `runs` has the same order.
     pub probes: Vec<Probe>,
@@ -458,7 +458,7 @@ pub struct Search {
 pub struct Probe {
     /// Calls per second that were asked for.
     pub rate_per_s: f64,
-    /// `kept`, `missed`, or `invalid`: made again at once, and taken for missed the third time.
+    /// `kept`, `missed`, or `invalid`: nothing is concluded from it, and it is made twice more.
     pub verdict: String,
     /// Index into `runs`.
     pub run_index: u32,

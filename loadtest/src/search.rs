@@ -55,7 +55,7 @@ pub struct Search {
     missed: Vec<f64>,
     repeats: u32,
     probes: usize,
-    is_confirmed: bool,
+    is_over: bool,
 }
 
 impl Search {
@@ -64,13 +64,13 @@ impl Search {
     pub fn new(peak_per_s: f64, seed: u64) -> Self {
         let mut grid = GRID.map(|share| share * peak_per_s).to_vec();
         shuffle(&mut grid, &mut Random::new(seed, 0));
-        Self { grid, kept: Vec::new(), missed: Vec::new(), repeats: 0, probes: 0, is_confirmed: false }
+        Self { grid, kept: Vec::new(), missed: Vec::new(), repeats: 0, probes: 0, is_over: false }
     }
 
     /// The rate to be probed next; `None` when the search is over.
     #[must_use]
     pub fn next(&self) -> Option<f64> {
-        if self.probes >= PROBES_MAX || self.is_confirmed {
+        if self.probes >= PROBES_MAX || self.is_over {
             return None;
         }
         if let Some(rate) = self.grid.last() {
@@ -97,15 +97,19 @@ impl Search {
             return;
         }
         self.repeats = 0;
-        let is_second_time = self.grid.is_empty() && self.kept.contains(&rate);
-        self.grid.pop();
-        if verdict == Verdict::Kept {
-            self.is_confirmed = is_second_time;
-            self.kept.push(rate);
-        } else {
-            // A rate that was kept once and then not was luck.
-            self.kept.retain(|kept| *kept < rate);
-            self.missed.push(rate);
+        let is_of_grid = self.grid.pop().is_some();
+        match verdict {
+            Verdict::Kept => {
+                self.is_over = !is_of_grid && self.kept.contains(&rate); // Confirmed.
+                self.kept.push(rate);
+            }
+            Verdict::Missed => {
+                // A rate that was kept once and then not was luck.
+                self.kept.retain(|kept| *kept < rate);
+                self.missed.push(rate);
+            }
+            // Nothing is concluded: of the grid there are others, and after it there is no way on.
+            Verdict::Invalid => self.is_over = !is_of_grid,
         }
     }
 
@@ -177,15 +181,20 @@ mod tests {
     }
 
     #[test]
-    fn an_invalid_probe_is_repeated_and_then_counts_as_missed() {
+    fn an_invalid_probe_is_made_three_times_and_nothing_is_concluded_from_it() {
         let mut found = Search::new(1000.0, 1);
-        let mut invalid_count = 0;
-        let probed = search(&mut found, |rate| {
-            let is_bad = rate > 900.0;
-            invalid_count += u32::from(is_bad);
-            if is_bad { Verdict::Invalid } else { Verdict::Kept }
+        let probed = search(&mut found, |rate| match rate {
+            rate if rate < 500.0 => Verdict::Invalid,
+            rate if rate < 700.0 => Verdict::Kept,
+            _ => Verdict::Missed,
         });
-        assert!(found.kept().unwrap() > 870.0 && invalid_count >= 3 && probed.len() <= PROBES_MAX, "{probed:?}");
+        let (kept, missed) = (found.kept().unwrap(), found.missed().unwrap());
+        assert!((600.0..700.0).contains(&kept) && missed / kept <= RESOLUTION, "{kept} {missed}");
+        assert_eq!(probed.iter().filter(|rate| **rate == 200.0).count(), 3);
+
+        let mut found = Search::new(1000.0, 1);
+        assert_eq!(search(&mut found, |_| Verdict::Invalid).len(), 3 * GRID.len());
+        assert_eq!((found.kept(), found.missed()), (None, None));
     }
 
     #[test]

@@ -54,7 +54,7 @@ fn head(run: &Run, text: &mut String) {
     let label = if run.label.is_empty() { String::new() } else { format!("{}: ", run.label) };
     line!(
         text,
-        "{label}{} at {}: {}, {pace}, {} connections x {} streams, {} threads, {} s",
+        "{label}{} at {}: {}, {pace}, {} connections x {} streams, {} threads, {:.1} s",
         settings.protocol,
         settings.target,
         settings.workload,
@@ -98,7 +98,8 @@ fn times(run: &Run, text: &mut String) {
         }
     }
     for tier in &run.tiers {
-        line!(text, "{}", times_row(&format!("get from {}", tier.tier), &tier.service));
+        let name = if tier.tier == "miss" { "get of nothing".to_owned() } else { format!("get from {}", tier.tier) };
+        line!(text, "{}", times_row(&name, &tier.service));
     }
     line!(text, "  - = fewer than 100 samples beyond it");
 }

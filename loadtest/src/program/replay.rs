@@ -42,6 +42,8 @@ pub(super) fn replay(flags: &ReplayFlags) -> Result<Ending, ProgramError> {
         (Replay::new(records, load.seed), arrivals)
     };
     let mut done = run::run(job, &progress, make)?;
+    let measured = done.run.series.iter().filter(|second| !second.is_warmup);
+    done.run.settings.duration_s = measured.map(|second| second.length_s).sum();
     if trace.cut_count > 0 {
         let remark = format!("{} values are larger than a node takes, and were cut to what it takes", trace.cut_count);
         done.run.validity.remarks.push(remark);

@@ -91,13 +91,20 @@ pub(super) fn search(flags: &SearchFlags) -> Result<Ending, ProgramError> {
     }
     print!("{}", table(&results.file.runs.iter().collect::<Vec<_>>()));
     let (kept, missed) = (search.kept(), search.missed());
-    match kept {
-        Some(rate) => println!("highest rate that keeps {}: {rate:.0} requests/s", promises(&load.slo)),
-        None => println!("no rate keeps {}", promises(&load.slo)),
+    let promises = promises(&load.slo);
+    match (kept, missed) {
+        (Some(kept), Some(missed)) => println!("{promises}: kept at {kept:.0} requests/s, missed at {missed:.0}"),
+        (Some(kept), None) => println!("{promises}: kept at {kept:.0} requests/s, the peak"),
+        (None, Some(missed)) => println!("{promises}: missed at {missed:.0} requests/s, kept at no rate"),
+        (None, None) => println!("INVALID: {promises}: not one probe was valid"),
     }
     results.file.search = Some(result::Search { rate_per_s: kept, missed_per_s: missed, probes });
     results.write(&flags.output)?;
-    Ok(if kept.is_some() { Ending::Done } else { Ending::SloMissed })
+    Ok(match (kept, missed) {
+        (Some(_), _) => Ending::Done,
+        (None, Some(_)) => Ending::SloMissed,
+        (None, None) => Ending::Invalid,
+    })
 }
 
 fn promises(slo: &[crate::slo::Slo]) -> String {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use milena_loadtest::result::{Kind, ResultFile};
+use milena_loadtest::result::{Kind, ResultFile, Second};
 
 use crate::{
     fake::{Fake, Lie},
@@ -51,12 +51,13 @@ fn ab_takes_turns_and_a_target_with_itself_is_the_noise() {
     assert!(ab.pairs < 2 || ab.ratios.iter().any(|ratio| ratio.figure == "throughput"), "{ab:?}");
 }
 
-/// Writes a result whose runs are valid and have this rate.
+/// Writes a result whose runs are valid and have this rate in each of their seconds.
 fn written(mut file: ResultFile, keys_per_s: f64, path: PathBuf) -> PathBuf {
     for run in &mut file.runs {
         run.validity.is_valid = true;
         run.rates.keys_per_s = keys_per_s;
-        run.series.clear();
+        let second = Second { length_s: 1.0, requests: keys_per_s as u64, ..Second::default() };
+        run.series = vec![second; 5];
         run.latency.clear();
         run.server = None;
     }
