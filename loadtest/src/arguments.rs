@@ -206,7 +206,7 @@ impl VerifyFlags {
         let load = &self.run.load;
         let mut workload = load.workload()?;
         if load.ratio.is_none() && load.workload.is_none() {
-            workload.ratio = SHARES;
+            (workload.preset, workload.ratio) = ("verify", SHARES);
         }
         if workload.ratio.rmw > 0.0 || workload.walk != Walk::Drawn {
             return Err(ArgumentError(
