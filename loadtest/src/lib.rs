@@ -1,1 +1,30 @@
-//! Watches the whole: tests of clusters of real processes.
+//! Watches the whole: the load test program, and tests of clusters of real processes.
+
+pub mod arguments;
+pub mod cost;
+pub mod drive;
+pub mod figures;
+pub mod keys;
+pub mod pace;
+pub mod program;
+pub mod progress;
+pub mod protocol;
+pub mod random;
+pub mod recorder;
+pub mod result;
+pub mod run;
+pub mod schedule;
+pub mod search;
+pub mod series;
+pub mod show;
+pub mod slo;
+pub mod statistics;
+pub mod synthetic;
+pub mod system_calls;
+pub mod target;
+pub mod times;
+pub mod trace;
+pub mod validity;
+pub mod verify;
+pub mod workload;
+pub mod zipf;

@@ -10,9 +10,11 @@
 //!   store      S3 that is down, slow, refuses, or lies
 //!   disk       the log on disk after a kill, and on disks that are full, too small or read-only
 //!   back       writes that are acknowledged before the store has them
+//!   answers    what is read under load meanwhile
 //! ```
 //! No test sleeps: it waits for what it is about, up to a bound. Bounds are generous where the contract names none.
 
+mod answers;
 mod back;
 mod client;
 mod disk;
