@@ -1,5 +1,6 @@
-//! Results of load tests and their reports: the schema of the file, and the page as text.
+//! Results of load tests and their reports: the schema of the file, the page as text, and the page as a browser shows it.
 
+mod browser;
 mod page;
 mod sample;
 mod schema;
