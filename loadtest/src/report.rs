@@ -56,7 +56,7 @@ const CSS: &str = include_str!("report/style.css");
 
 /// The page of `files`, in the order given. The first [`FILES_MAX`] are shown, of each the first [`RUNS_MAX`] runs.
 ///
-/// HTML 5 in UTF-8, below 500 KiB. Takes some milliseconds and no input or output.
+/// HTML 5 in UTF-8, below 500 KiB whatever the length of the runs. Reads and writes nothing.
 #[must_use]
 pub fn html(files: &[ResultFile]) -> String {
     let shown = &files[..files.len().min(FILES_MAX)];
@@ -113,38 +113,44 @@ fn verdicts(subjects: &[Subject<'_>]) -> Markup {
     html! {
         section aria-label="Verdict" {
             @for subject in subjects {
-                div class=(if is_good(subject) { "verdict good" } else { "verdict bad" }) {
-                    @if !subject.name.is_empty() { p { (subject.name) } }
+                div.verdict.(verdict_class(is_good(subject))) {
+                    @if !subject.name.is_empty() { p { b { (subject.name) } } }
                     (validity(subject))
                     (promises(subject))
                     (search(subject))
                     @let violations = violation_count(subject);
-                    @if violations > 0 { p { strong { "Wrong answers: " } (Grouped(violations as f64)) } }
+                    @if violations > 0 { p { strong.bad { "Wrong answers: " } (Grouped(violations as f64)) } }
                 }
             }
         }
     }
 }
 
+/// As `style.css` calls it.
+fn verdict_class(is_good: bool) -> &'static str {
+    if is_good { "good" } else { "bad" }
+}
+
 fn is_good(subject: &Subject<'_>) -> bool {
     let is_kept = subject.single().is_none_or(|run| run.slo.iter().all(|outcome| outcome.is_kept));
     let is_found = subject.file.search.as_ref().is_none_or(|search| search.rate_per_s.is_some());
-    let is_valid = subject.runs.iter().all(|run| run.validity.is_valid);
+    let is_valid = subject.file.runs.iter().all(|run| run.validity.is_valid);
     is_valid && is_kept && is_found && violation_count(subject) == 0
 }
 
 fn validity(subject: &Subject<'_>) -> Markup {
-    let invalid = subject.runs.iter().filter(|run| !run.validity.is_valid).count();
-    let text = match subject.runs.len() {
+    // Also of those that are not shown.
+    let invalid = subject.file.runs.iter().filter(|run| !run.validity.is_valid).count();
+    let text = match subject.file.runs.len() {
         0 => return html! { p { "No run is in this file." } },
         _ if invalid == 0 => {
-            return html! { p { strong { "Valid: " } "the numbers may be believed, within the limits below" } };
+            return html! { p { strong.good { "Valid: " } "the numbers may be believed, within the limits below" } };
         }
         1 => "these numbers say nothing about the server".to_owned(),
         count => format!("{invalid} of {count} runs, which say nothing about the server"),
     };
     html! {
-        p { strong { "Invalid: " } (text) }
+        p { strong.bad { "Invalid: " } (text) }
         ul { @for sentence in sentences(&reasons(subject)) { li { (sentence) } } }
     }
 }
@@ -168,7 +174,7 @@ fn promises(subject: &Subject<'_>) -> Markup {
     let outcomes: Vec<String> = run.slo.iter().map(sentence).collect();
     let kept = run.slo.iter().filter(|outcome| outcome.is_kept).count();
     html! {
-        p { strong { (kept) " of " (run.slo.len()) " promises kept" } }
+        p { strong.(verdict_class(kept == run.slo.len())) { (kept) " of " (run.slo.len()) " promises kept" } }
         ul { @for outcome in sentences(&outcomes) { li { (outcome) } } }
     }
 }
@@ -191,7 +197,7 @@ fn search(subject: &Subject<'_>) -> Markup {
         (Some(kept), None) => format!("promises were kept at every rate, up to {}/s", Grouped(kept.round())),
         (None, _) => "promises were kept at no rate".to_owned(),
     };
-    html! { p { strong { "Search: " } (text) } }
+    html! { p { strong.(verdict_class(search.rate_per_s.is_some())) { "Search: " } (text) } }
 }
 
 // ---- The results.

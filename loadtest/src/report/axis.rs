@@ -25,6 +25,9 @@ const SECONDS: [f64; 15] =
 const NINES: [(f64, &str); 7] =
     [(0.0, "0"), (1.0, "90"), (2.0, "99"), (3.0, "99.9"), (4.0, "99.99"), (5.0, "99.999"), (6.0, "99.9999")];
 
+/// On a longer axis of nines there is no room for a tick at 50.
+const WITH_MEDIAN_MAX: f64 = 3.0;
+
 /// An axis.
 #[derive(Clone, Debug)]
 pub(super) struct Axis {
@@ -81,7 +84,11 @@ impl Axis {
     pub(super) fn nines(title: &str, high: f64) -> Self {
         let high = high.clamp(1.0, 6.5);
         let ticks = NINES.iter().filter(|(step, _)| *step <= high).map(|(step, text)| (*step, (*text).to_owned()));
-        Self { title: title.to_owned(), is_logarithmic: false, low: 0.0, high, ticks: ticks.collect() }
+        let mut ticks: Vec<(f64, String)> = ticks.collect();
+        if high < WITH_MEDIAN_MAX {
+            ticks.insert(1, (nines(50.0), "50".to_owned()));
+        }
+        Self { title: title.to_owned(), is_logarithmic: false, low: 0.0, high, ticks }
     }
 
     /// Ratios from 1 / `spread` to `spread`, which is above 1: twice is as far from 1 as half.
@@ -228,6 +235,7 @@ mod tests {
             assert!((nines(percentile) - at).abs() < 1e-9, "{percentile}");
         }
         assert_eq!(labels(&Axis::nines("", 3.4)), ["0", "90", "99", "99.9"]);
+        assert_eq!(labels(&Axis::nines("", 1.2)), ["0", "50", "90"], "where there is room");
     }
 
     #[test]

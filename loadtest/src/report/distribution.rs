@@ -28,6 +28,9 @@ const NINES_MAX: f64 = 6.5;
 /// With more runs than this only the response times are drawn: six lines can be told apart, not more.
 const WITH_SERVICE_MAX: usize = 2;
 
+/// How a line of service times is called.
+const SERVICE: &str = "service";
+
 /// Turns of an `ab` that are drawn: two styles, and more lines of one style than this are a smear.
 const TURNS_MAX: usize = 12;
 
@@ -43,10 +46,13 @@ struct Trace<'a> {
 
 /// Response and service time by percentile.
 pub(super) fn response(subjects: &[Subject<'_>]) -> Result<Figure, Omission> {
-    let title = "Latency by percentile";
-    let caption = "Response time is what a user waits, counted from when the call was due; service time begins when it \
-                   was sent. Where the two part, calls queued. To the right each step is ten times as rare.";
-    figure("latency-by-percentile", title, caption, &response_traces(subjects))
+    let traces = response_traces(subjects);
+    let mut caption = "Response time is what a user waits, counted from when the call was due. ".to_owned();
+    if traces.iter().any(|trace| trace.name.ends_with(SERVICE)) {
+        caption += "Service time begins when it was sent: where the two part, calls queued. ";
+    }
+    caption += "To the right each step is ten times as rare.";
+    figure("latency-by-percentile", "Latency by percentile", &caption, &traces)
 }
 
 /// Service time of reads by what answered them.
@@ -81,8 +87,10 @@ fn response_traces<'a>(subjects: &[Subject<'a>]) -> Vec<Trace<'a>> {
     let with_service = runs.len() <= WITH_SERVICE_MAX;
     let mut traces = Vec::new();
     for (subject, latency) in runs {
-        let measures = [("response", &latency.response), ("service", &latency.service)];
-        for (measure, histogram) in measures.into_iter().take(if with_service { 2 } else { 1 }) {
+        let measures = [("response", &latency.response), (SERVICE, &latency.service)];
+        // In a closed loop the two are the same.
+        let is_open = subject.single().is_some_and(|run| run.settings.rate_per_s > 0.0);
+        for (measure, histogram) in measures.into_iter().take(if with_service && is_open { 2 } else { 1 }) {
             let name = subject.name_of(measure);
             traces.push(Trace { column: name.clone(), name, style: traces.len() % STYLES, histogram });
         }
@@ -167,6 +175,10 @@ fn curve(histogram: &Histogram) -> Option<Vec<Point>> {
     let mut points: Vec<Point> = (0..=steps).map(|step| point(f64::from(step) / POINTS_PER_NINE, Mark::No)).collect();
     points.extend(marked.map(|x| point(x, Mark::Filled)));
     points.sort_by(|a, b| a.x.total_cmp(&b.x));
+    // No line without a marker, as there is none without a dash.
+    if let Some(last) = points.last_mut().filter(|last| last.x < axis::nines(PERCENTILES[0])) {
+        last.mark = Mark::Filled;
+    }
     Some(points)
 }
 

@@ -17,6 +17,9 @@ use crate::result::{Ab, Ratio};
 /// The axis goes at least this far to both sides of 1, so that the noise of equal things looks small.
 const SPREAD_MIN: f64 = 1.25;
 
+/// How far the axis goes on behind the last end of an interval.
+const MARGIN: f64 = 1.05;
+
 /// Letters of a target in the caption, at most.
 const TARGET_LETTERS_MAX: usize = 100;
 
@@ -32,7 +35,7 @@ pub(super) fn figure(subjects: &[Subject<'_>]) -> Option<Result<Figure, Omission
     }
     let names: Vec<String> = ab.ratios.iter().map(|ratio| name(&ratio.figure)).collect();
     let ends = ab.ratios.iter().flat_map(|ratio| [ratio.high, ratio.low.recip()]).filter(|end| end.is_finite());
-    let spread = ends.fold(SPREAD_MIN, f64::max).min(SPREAD_MAX);
+    let spread = (ends.fold(SPREAD_MIN, f64::max) * MARGIN).min(SPREAD_MAX);
     let intervals = ab.ratios.iter().enumerate().map(|(index, ratio)| interval(index, ratio));
     let y = Axis::names("", &names);
     let one = Line { name: "1: no difference".to_owned(), style: 1, points: upright(1.0, &y) };
@@ -71,8 +74,8 @@ fn caption(ab: &Ab) -> String {
         }
     };
     format!(
-        "{targets} An interval that leaves out 1 is a difference. Pairs of turns that count: {}; discarded, because a run \
-         of theirs was invalid: {}.",
+        "{targets} An interval that leaves out 1 is a difference. Pairs of turns that count: {}; discarded because of an \
+         invalid run: {}.",
         ab.pairs, ab.pairs_discarded
     )
 }

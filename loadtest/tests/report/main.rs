@@ -1,4 +1,4 @@
-//! Results of load tests and their reports: the schema of the file, the page as text, and the page as a browser shows it.
+//! Results of load tests and their reports: the schema of the file, the page as text, the page as a browser shows it.
 
 mod browser;
 mod page;

@@ -79,7 +79,8 @@ pub(crate) fn ab() -> ResultFile {
     let ratio = |figure: &str, ratio: f64, spread: f64| {
         let (low, high) = (ratio / spread, ratio * spread);
         let is_difference = low > 1.0 || high < 1.0;
-        json!({ "figure": figure, "ratio": ratio, "low": low, "high": high, "pairs": [ratio], "is_difference": is_difference })
+        let pairs = [ratio];
+        json!({ "figure": figure, "ratio": ratio, "low": low, "high": high, "pairs": pairs, "is_difference": is_difference })
     };
     file["ab"] = json!({
         "target_a": "http://127.0.0.1:50051", "target_b": "http://127.0.0.1:50052", "is_noise_floor": false,

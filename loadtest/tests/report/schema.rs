@@ -22,8 +22,8 @@ fn schema() -> Value {
     let mut schema = generator.into_root_schema_for::<ResultFile>().to_value();
     schema["title"] = json!("A result of milena-loadtest");
     schema["description"] = json!(
-        "What one measurement leaves behind. Times are whole nanoseconds where a name ends in _ns; a rate is per second; \
-         a share is from 0 to 1. What could not be measured is null. Pass over fields that you do not know, and refuse a \
+        "What one measurement leaves behind. Times are whole nanoseconds where a name ends in _ns; a rate is per second; a \
+         share is from 0 to 1. What could not be measured is null. Pass over fields that you do not know, and refuse a \
          schema above the one that you know: within one schema fields are only added."
     );
     without_links(&mut schema);
