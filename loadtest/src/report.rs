@@ -173,8 +173,13 @@ fn promises(subject: &Subject<'_>) -> Markup {
     };
     let outcomes: Vec<String> = run.slo.iter().map(sentence).collect();
     let kept = run.slo.iter().filter(|outcome| outcome.is_kept).count();
+    let follows = if run.validity.is_valid { "" } else { ", from which nothing follows" };
     html! {
-        p { strong.(verdict_class(kept == run.slo.len())) { (kept) " of " (run.slo.len()) " promises kept" } }
+        p {
+            strong.(verdict_class(kept == run.slo.len() && run.validity.is_valid)) {
+                (kept) " of " (run.slo.len()) " promises kept" (follows)
+            }
+        }
         ul { @for outcome in sentences(&outcomes) { li { (outcome) } } }
     }
 }

@@ -3,7 +3,7 @@
 use std::{fs, sync::OnceLock};
 
 use milena_loadtest::{
-    report::{self, FILES_MAX},
+    report::{self, FILES_MAX, RUNS_MAX},
     result::ResultFile,
 };
 
@@ -108,6 +108,20 @@ fn a_page_is_well_formed_and_not_large() {
 }
 
 #[test]
+fn a_page_of_many_runs_is_not_large_and_says_that_it_does_not_show_all() {
+    let mut file = sample::sweep();
+    for run in &mut file.runs {
+        run.series.clear();
+        run.tiers.clear();
+    }
+    file.runs = file.runs.iter().cycle().take(4 * RUNS_MAX).cloned().collect();
+    let page = report::html(&vec![file; FILES_MAX]);
+    assert!(page.len() <= PAGE_BYTES_MAX, "{} bytes", page.len());
+    assert!(page.contains("Not all runs of every file are shown"));
+    assert!(page.contains("60 of 240 runs"), "invalid ones are counted all the same");
+}
+
+#[test]
 fn a_page_needs_nothing_else() {
     const FETCHING: [&str; 11] =
         ["script", "link", "img", "image", "iframe", "object", "embed", "use", "base", "form", "a"];
@@ -191,6 +205,7 @@ fn an_invalid_run_is_called_so_before_anything_else_is_said() {
     assert!(invalid < results);
     assert!(page[..results].contains("requests left 4.1 ms late at p99"), "with its reasons");
     assert!(!page.contains("Valid: "));
+    assert!(page.contains("2 of 2 promises kept, from which nothing follows"));
     assert_eq!(texts(&page, "h1"), ["Load test: run http://127.0.0.1:50051 (invalid)"]);
     let page = report::html(&[sample::sweep()]);
     assert!(page.contains("Invalid: ") && page.contains("2 of 8 runs"));
