@@ -156,11 +156,15 @@ fn validity(subject: &Subject<'_>) -> Markup {
 }
 
 fn reasons(subject: &Subject<'_>) -> Vec<String> {
+    said_of_runs(subject, |run| run.validity.reasons.iter().map(|reason| reason.text.clone()).collect())
+}
+
+/// What `say` has to say of each run, after the name of the run where there are several.
+fn said_of_runs(subject: &Subject<'_>, say: impl Fn(&Run) -> Vec<String>) -> Vec<String> {
     let named = |(index, run): (usize, &&Run)| {
         let prefix =
             if subject.runs.len() == 1 { String::new() } else { format!("{}: ", subject.run_name(run, index)) };
-        let texts = run.validity.reasons.iter().map(move |reason| format!("{prefix}{}", reason.text));
-        texts.collect::<Vec<String>>()
+        say(run).into_iter().map(move |text| format!("{prefix}{text}"))
     };
     subject.runs.iter().enumerate().flat_map(named).collect()
 }
@@ -424,14 +428,8 @@ fn settings(settings: &Settings) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Remarks of all runs, each once.
 fn remarks(subject: &Subject<'_>) -> Markup {
-    let mut remarks: Vec<String> = Vec::new();
-    for remark in subject.runs.iter().flat_map(|run| &run.validity.remarks) {
-        if !remarks.contains(remark) {
-            remarks.push(remark.clone());
-        }
-    }
+    let remarks = said_of_runs(subject, |run| run.validity.remarks.clone());
     html! { @if !remarks.is_empty() { ul { @for remark in sentences(&remarks) { li { (remark) } } } } }
 }
 

@@ -41,6 +41,7 @@ struct Trace<'a> {
     /// At the top of its column.
     column: String,
     style: usize,
+    is_valid: bool,
     histogram: &'a Histogram,
 }
 
@@ -58,8 +59,9 @@ pub(super) fn response(subjects: &[Subject<'_>]) -> Result<Figure, Omission> {
 /// Service time of reads by what answered them.
 pub(super) fn tiers(subjects: &[Subject<'_>]) -> Option<Result<Figure, Omission>> {
     let [subject] = subjects else { return None };
-    let tiers = &subject.single()?.tiers;
-    let traces: Vec<Trace<'_>> = tiers
+    let run = subject.single()?;
+    let traces: Vec<Trace<'_>> = run
+        .tiers
         .iter()
         .take(STYLES)
         .enumerate()
@@ -67,6 +69,7 @@ pub(super) fn tiers(subjects: &[Subject<'_>]) -> Option<Result<Figure, Omission>
             name: tier.tier.clone(),
             column: tier.tier.clone(),
             style,
+            is_valid: run.validity.is_valid,
             histogram: &tier.service,
         })
         .collect();
@@ -82,17 +85,17 @@ fn response_traces<'a>(subjects: &[Subject<'a>]) -> Vec<Trace<'a>> {
     {
         return turn_traces(subject);
     }
-    let runs: Vec<_> =
-        subjects.iter().filter_map(|subject| Some((subject, all_operations(subject.single()?)?))).collect();
+    let runs: Vec<_> = subjects.iter().filter_map(|subject| Some((subject, subject.single()?))).collect();
     let with_service = runs.len() <= WITH_SERVICE_MAX;
     let mut traces = Vec::new();
-    for (subject, latency) in runs {
+    for (subject, run) in runs {
+        let Some(latency) = all_operations(run) else { continue };
         let measures = [("response", &latency.response), (SERVICE, &latency.service)];
         // In a closed loop the two are the same.
-        let is_open = subject.single().is_some_and(|run| run.settings.rate_per_s > 0.0);
+        let is_open = run.settings.rate_per_s > 0.0;
         for (measure, histogram) in measures.into_iter().take(if with_service && is_open { 2 } else { 1 }) {
-            let name = subject.name_of(measure);
-            traces.push(Trace { column: name.clone(), name, style: traces.len() % STYLES, histogram });
+            let (name, style) = (subject.name_of(measure), traces.len() % STYLES);
+            traces.push(Trace { column: name.clone(), name, style, is_valid: run.validity.is_valid, histogram });
         }
     }
     traces
@@ -103,8 +106,9 @@ fn turn_traces<'a>(subject: &Subject<'a>) -> Vec<Trace<'a>> {
     turns
         .filter_map(|(index, run)| {
             let style = usize::from(run.label != "A");
-            let column = format!("{} turn {}", run.label, index + 1);
-            Some(Trace { name: run.label.clone(), column, style, histogram: &all_operations(run)?.response })
+            let histogram = &all_operations(run)?.response;
+            let (name, column) = (run.label.clone(), subject.run_name(run, index));
+            Some(Trace { name, column, style, is_valid: run.validity.is_valid, histogram })
         })
         .collect()
 }
@@ -113,7 +117,8 @@ fn figure(id: &'static str, title: &str, caption: &str, traces: &[Trace<'_>]) ->
     let mut lines = Vec::new();
     let mut unreadable = Vec::new();
     for trace in traces {
-        match curve(trace.histogram) {
+        let mark = if trace.is_valid { Mark::Filled } else { Mark::Hollow };
+        match curve(trace.histogram, mark) {
             Some(points) => lines.push(Line { name: trace.name.clone(), style: trace.style, points }),
             None => unreadable.push(&*trace.column),
         }
@@ -131,6 +136,9 @@ fn figure(id: &'static str, title: &str, caption: &str, traces: &[Trace<'_>]) ->
         limits: Vec::new(),
     };
     let mut caption = format!("{caption} Curves end where fewer than {SAMPLES_BEYOND_MIN} samples lie beyond.");
+    if traces.iter().any(|trace| !trace.is_valid) {
+        caption += " Hollow: an invalid run, from which nothing follows.";
+    }
     if !unreadable.is_empty() {
         caption += &format!(" Not drawn, because the histogram in the file cannot be read: {}.", unreadable.join(", "));
     }
@@ -147,9 +155,9 @@ fn omission_reason(traces: &[Trace<'_>], unreadable: &[&str]) -> String {
     format!("Too few calls: a percentile is only told with {SAMPLES_BEYOND_MIN} samples beyond it.")
 }
 
-/// The curve, with a marker at each percentile that is told; no points with too few samples, `None` if the histogram
+/// The curve, with a `mark` at each percentile that is told; no points with too few samples, `None` if the histogram
 /// cannot be read.
-fn curve(histogram: &Histogram) -> Option<Vec<Point>> {
+fn curve(histogram: &Histogram, mark: Mark) -> Option<Vec<Point>> {
     let bytes = BASE64_STANDARD.decode(&histogram.hdr).ok()?;
     let whole: hdrhistogram::Histogram<u64> = Deserializer::new().deserialize(&mut &*bytes).ok()?;
     let nines = (whole.len() as f64 / SAMPLES_BEYOND_MIN as f64).log10().min(NINES_MAX);
@@ -173,11 +181,11 @@ fn curve(histogram: &Histogram) -> Option<Vec<Point>> {
     let told = histogram.percentiles.iter().filter(|told| told.value_ns.is_some());
     let marked = told.map(|told| axis::nines(told.percentile)).filter(|x| *x <= nines);
     let mut points: Vec<Point> = (0..=steps).map(|step| point(f64::from(step) / POINTS_PER_NINE, Mark::No)).collect();
-    points.extend(marked.map(|x| point(x, Mark::Filled)));
+    points.extend(marked.map(|x| point(x, mark)));
     points.sort_by(|a, b| a.x.total_cmp(&b.x));
     // No line without a marker, as there is none without a dash.
     if let Some(last) = points.last_mut().filter(|last| last.x < axis::nines(PERCENTILES[0])) {
-        last.mark = Mark::Filled;
+        last.mark = mark;
     }
     Some(points)
 }
@@ -238,8 +246,11 @@ mod tests {
             hdr: hdr.to_owned(),
         };
         for hdr in ["", "no base64 <", "AAAA", "HISTFAAAAAh42pNpmSzMwMDAxAABzFCaEUoz2X+AMABaDwNk"] {
-            assert!(curve(&broken(hdr)).is_none_or(|points| points.iter().all(|point| point.y.is_some())), "{hdr}");
+            assert!(
+                curve(&broken(hdr), Mark::Filled).is_none_or(|points| points.iter().all(|point| point.y.is_some())),
+                "{hdr}"
+            );
         }
-        assert!(curve(&broken("no base64 <")).is_none());
+        assert!(curve(&broken("no base64 <"), Mark::Filled).is_none());
     }
 }

@@ -81,6 +81,7 @@ impl<'a> Subject<'a> {
         let run = match &*run.label {
             "" if self.runs.len() == 1 => String::new(),
             "" => format!("run {}", index + 1),
+            label if self.file.kind == Kind::Ab => format!("{} turn {}", clip(label, NAME_LETTERS_MAX), index + 1),
             label => clip(label, NAME_LETTERS_MAX),
         };
         [&*self.name, &*run].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")

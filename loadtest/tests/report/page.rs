@@ -210,6 +210,8 @@ fn an_invalid_run_is_called_so_before_anything_else_is_said() {
     let page = report::html(&[sample::sweep()]);
     assert!(page.contains("Invalid: ") && page.contains("2 of 8 runs"));
     assert!(page.contains("class=\"hollow s0\""), "and its points are hollow");
+    let page = report::html(&[sample::invalid()]);
+    assert!(page.contains("Hollow: an invalid run") && page.contains("class=\"hollow s1\""), "by percentile too");
     for (name, good) in [("run", sample::run()), ("ab", sample::ab())] {
         let page = report::html(&[good]);
         assert!(page.contains("Valid: ") && !page.contains("Invalid: "), "{name}");
