@@ -12,6 +12,7 @@ use crate::{
     drive::Plan,
     keys::{KEY_BYTES, KeyDist},
     pace::Phases,
+    report,
     result::Settings,
     slo::{Slo, duration, share},
     target::Target,
@@ -52,6 +53,8 @@ pub enum Command {
     Ab(AbFlags),
     /// Two result files: exit code 96 if something is worse by more than the noise.
     Compare(CompareFlags),
+    /// A page with pictures of one result file or several: one HTML file that fetches nothing.
+    Report(ReportFlags),
 }
 
 /// The flags of `sweep`.
@@ -124,6 +127,17 @@ pub struct CompareFlags {
     /// Changes up to this are noise, such as 5%; `ab` of a target with itself tells how much it is.
     #[arg(long, default_value = "5%", value_name = "SHARE", value_parser = noise)]
     pub noise: f64,
+}
+
+/// The flags of `report`.
+#[derive(Clone, Debug, Args)]
+pub struct ReportFlags {
+    /// Result files, the one that the others are compared with first; up to 6.
+    #[arg(required = true, num_args = 1..=report::FILES_MAX, value_name = "RESULT")]
+    pub results: Vec<PathBuf>,
+    /// Where to write the page.
+    #[arg(short, long, default_value = "report.html", value_name = "FILE")]
+    pub output: PathBuf,
 }
 
 /// The flags of `replay`.

@@ -11,6 +11,7 @@ pub mod progress;
 pub mod protocol;
 pub mod random;
 pub mod recorder;
+pub mod report;
 pub mod result;
 pub mod run;
 pub mod schedule;

@@ -4,6 +4,7 @@
 //!   run, verify           one run  ─┐
 //!   sweep, search, ab     several  ─┼─▶ ResultFile ─▶ standard output, FILES ─▶ Ending ─▶ exit code
 //!   compare               two files ┘
+//!   report                some files ─▶ a page
 //! ```
 
 use std::{
@@ -16,10 +17,10 @@ use std::{
 use milena_net::cores::{self, ProbeError};
 
 use crate::{
-    arguments::{ArgumentError, Command, LoadFlags, OutputFlags, Program, RunFlags, VerifyFlags},
+    arguments::{ArgumentError, Command, LoadFlags, OutputFlags, Program, ReportFlags, RunFlags, VerifyFlags},
     cost,
     progress::Progress,
-    random,
+    random, report,
     result::{Kind, ReadError, ResultFile, Run, SCHEMA, Tool, Verify},
     run::{self, Done, Job, RunError},
     schedule::Arrivals,
@@ -159,7 +160,9 @@ impl Program {
     /// # Errors
     /// [`ProgramError`]: nothing was measured, or it could not be written.
     pub fn run(&self) -> Result<Ending, ProgramError> {
-        cores::probe().map_err(ProgramError::Machine)?;
+        if !matches!(&self.command, Command::Compare(_) | Command::Report(_)) {
+            cores::probe().map_err(ProgramError::Machine)?;
+        }
         match &self.command {
             Command::Run(flags) => run_once(flags),
             Command::Replay(flags) => replay::replay(flags),
@@ -168,8 +171,18 @@ impl Program {
             Command::Search(flags) => several::search(flags),
             Command::Ab(flags) => several::ab(flags),
             Command::Compare(flags) => compare::compare(flags),
+            Command::Report(flags) => write_report(flags),
         }
     }
+}
+
+fn write_report(flags: &ReportFlags) -> Result<Ending, ProgramError> {
+    let files = flags.results.iter().map(|path| ResultFile::read(path)).collect::<Result<Vec<_>, _>>();
+    let page = report::html(&files.map_err(ProgramError::Input)?);
+    let path = &flags.output;
+    fs::write(path, page).map_err(|source| ProgramError::Output { path: path.clone(), source })?;
+    println!("{}", path.display());
+    Ok(Ending::Done)
 }
 
 fn run_once(flags: &RunFlags) -> Result<Ending, ProgramError> {

@@ -16,10 +16,12 @@
 //! ```
 //! JSON. Times are whole nanoseconds where a name ends in `_ns`; a rate is per second; a share is from 0 to 1. What could
 //! not be measured is `null`, with the reason beside it. Readers pass over fields that they do not know, and refuse a
-//! `schema` above their own; within one schema fields are only added.
+//! `schema` above their own; within one schema fields are only added. `docs/result.schema.json` says the same to programs;
+//! `MILENA_REGENERATE=1 cargo test -p milena-loadtest --test report schema` writes it from these types and their comments.
 
 use std::{collections::BTreeMap, fmt, fs, io, path::Path};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The version of this format.
@@ -33,7 +35,7 @@ pub const SAMPLES_BEYOND_MIN: u64 = 100;
 pub const PERCENTILES: [f64; 9] = [50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 99.99, 99.999, 99.9999];
 
 /// A whole file.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ResultFile {
     /// [`SCHEMA`] of the program that wrote it.
     pub schema: u32,
@@ -56,7 +58,7 @@ pub struct ResultFile {
 }
 
 /// A subcommand that leaves a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// One run of a synthetic workload.
@@ -74,7 +76,7 @@ pub enum Kind {
 }
 
 /// The program.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Tool {
     /// `milena-loadtest`.
     pub name: String,
@@ -85,7 +87,7 @@ pub struct Tool {
 }
 
 /// The machine of the client, which is the server's too where the target is loopback.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Machine {
     /// The processor as `/proc/cpuinfo` calls it.
     pub cpu_model: String,
@@ -102,7 +104,7 @@ pub struct Machine {
 }
 
 /// One run.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Run {
     /// What tells it from the others of its file: `A`, `B`, a rate; empty where it is the only one.
     pub label: String,
@@ -139,7 +141,7 @@ pub struct Run {
 }
 
 /// What was asked for, defaults and presets written out.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Settings {
     /// As it was given: `http://host:port`, `redis://…`, `memcached://…`.
     pub target: String,
@@ -188,7 +190,7 @@ pub struct Settings {
 }
 
 /// Whether the numbers of a run may be believed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Validity {
     /// `false` if any reason says so.
     pub is_valid: bool,
@@ -199,7 +201,7 @@ pub struct Validity {
 }
 
 /// One reason against a run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Reason {
     /// For programs.
     pub code: ReasonCode,
@@ -208,7 +210,7 @@ pub struct Reason {
 }
 
 /// What is wrong with a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ReasonCode {
     /// Requests left much later than they were meant to, and not because the server had not answered others.
@@ -226,7 +228,7 @@ pub enum ReasonCode {
 }
 
 /// A promise and what became of it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SloOutcome {
     /// As it was written, `p99<2ms`.
     pub expression: String,
@@ -239,7 +241,7 @@ pub struct SloOutcome {
 }
 
 /// What was done in the measured part of a run.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Counts {
     /// Calls that were answered, errors included.
     pub requests: u64,
@@ -266,7 +268,7 @@ pub struct Counts {
 }
 
 /// Rates of the measured part, per second.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Rates {
     /// Calls that were meant to be sent; 0 for a closed loop.
     pub intended_per_s: f64,
@@ -279,7 +281,7 @@ pub struct Rates {
 }
 
 /// How long the calls of one operation took. Failed calls are in here too: not to count them would reward failing.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Latency {
     /// `all`, `get`, `put`, `delete`; `rmw` = a read and then a write of the same key, as one.
     pub op: String,
@@ -297,7 +299,7 @@ impl Latency {
 }
 
 /// Service times of reads with one kind of answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TierLatency {
     /// `memory`, `disk`, `s3`, `unspecified` (the server does not say), or `miss`.
     pub tier: String,
@@ -306,7 +308,7 @@ pub struct TierLatency {
 }
 
 /// A distribution of times.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Histogram {
     /// Samples.
     pub count: u64,
@@ -326,7 +328,7 @@ pub struct Histogram {
 }
 
 /// One percentile.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Percentile {
     /// Above 0, below 100.
     pub percentile: f64,
@@ -335,7 +337,7 @@ pub struct Percentile {
 }
 
 /// One second of a run. Calls count in the second in which they ended.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Second {
     /// Its number, from 0. All are a second long but the last of the warm-up and the last of the measured part.
     pub second: u32,
@@ -378,7 +380,7 @@ impl Second {
 }
 
 /// What a run cost the server.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServerUse {
     /// Its process.
     pub pid: u32,
@@ -401,7 +403,7 @@ pub struct ServerUse {
 }
 
 /// What a run cost the client.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ClientUse {
     /// User and system time of all client cores in the measured part.
     pub cpu_ns: u64,
@@ -417,7 +419,7 @@ pub struct ClientUse {
 }
 
 /// What else went on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Noise {
     /// Share of the processors' time that the hypervisor gave to others.
     pub steal_share: f64,
@@ -426,7 +428,7 @@ pub struct Noise {
 }
 
 /// What the checks of `verify` came to.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Verify {
     /// Reads whose answer was checked, in keys.
     pub reads: u64,
@@ -443,7 +445,7 @@ pub struct Verify {
 }
 
 /// What a search found.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Search {
     /// The highest rate that kept every promise, calls per second; `null` if none is known to.
     pub rate_per_s: Option<f64>,
@@ -454,7 +456,7 @@ pub struct Search {
 }
 
 /// One probe of a search.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Probe {
     /// Calls per second that were asked for.
     pub rate_per_s: f64,
@@ -465,7 +467,7 @@ pub struct Probe {
 }
 
 /// Two targets in turns.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Ab {
     /// The targets as they were given.
     pub target_a: String,
@@ -482,7 +484,7 @@ pub struct Ab {
 }
 
 /// B over A.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Ratio {
     /// `throughput`, `p50`, `p99`, `p999`, `server_cpu_per_request`, `server_cpu_per_key`.
     pub figure: String,

@@ -21,7 +21,10 @@ use milena_net::{
 use milena_proto::{
     cache_server::{BatchDeleteResponse, BatchGetResponse, BatchPutResponse, GetResponse, PutResult, Tier},
     limits,
-    method::{CACHE_DELETE, CACHE_GET, CACHE_PUT, ROUTER_DELETE, ROUTER_GET, ROUTER_PUT},
+    method::{
+        CACHE_BATCH_DELETE, CACHE_BATCH_GET, CACHE_BATCH_PUT, CACHE_DELETE, CACHE_GET, CACHE_PUT, ROUTER_BATCH_DELETE,
+        ROUTER_BATCH_GET, ROUTER_BATCH_PUT, ROUTER_DELETE, ROUTER_GET, ROUTER_PUT,
+    },
 };
 use prost::{
     Message as _,
@@ -57,13 +60,13 @@ struct Paths {
 static NODE: Paths = Paths {
     protocol: "milena-node",
     unary: [CACHE_GET.path, CACHE_PUT.path, CACHE_DELETE.path],
-    batch: ["/cache_server.Cache/BatchGet", "/cache_server.Cache/BatchPut", "/cache_server.Cache/BatchDelete"],
+    batch: [CACHE_BATCH_GET.path, CACHE_BATCH_PUT.path, CACHE_BATCH_DELETE.path],
 };
 
 static ROUTER: Paths = Paths {
     protocol: "milena-router",
     unary: [ROUTER_GET.path, ROUTER_PUT.path, ROUTER_DELETE.path],
-    batch: ["/router_server.Router/BatchGet", "/router_server.Router/BatchPut", "/router_server.Router/BatchDelete"],
+    batch: [ROUTER_BATCH_GET.path, ROUTER_BATCH_PUT.path, ROUTER_BATCH_DELETE.path],
 };
 
 impl Link {

@@ -1,4 +1,4 @@
-//! `sweep`, `search`, `ab` and `compare`: every run is kept, and what is concluded fits them.
+//! `sweep`, `search`, `ab`, `compare` and `report`: every run is kept, and what is concluded fits them.
 
 use std::path::PathBuf;
 
@@ -87,4 +87,20 @@ fn compare_tells_a_regression_by_its_exit_code() {
         dir.path().join("two.json"),
     );
     assert_eq!(compare(&fast, &two, "5%").code(), USAGE);
+}
+
+#[test]
+fn report_makes_one_page_of_the_files_it_is_given() {
+    let fake = Fake::start(Lie::None);
+    let file = loadtest(&format!("run --target {} {SMALL}", fake.url())).file.expect("a result");
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    written(file.clone(), 1000.0, path("one.json").into());
+    written(file, 900.0, path("two.json").into());
+    let ended = run(["report", &path("one.json"), &path("two.json"), "-o", &path("page.html")]);
+    assert_eq!(ended.code(), 0);
+    let page = std::fs::read_to_string(path("page.html")).unwrap();
+    assert!(page.starts_with("<!DOCTYPE html>") && page.contains("2 results compared"), "{}", &page[..200]);
+    assert_eq!(run(["report", &path("none.json"), "-o", &path("page.html")]).code(), 1);
+    assert_eq!(run(["report"]).code(), 2);
 }
