@@ -19,12 +19,15 @@ use super::{
     record::{Body, Kind, Record, Sequence},
     scan::Scan,
     segment::{SegmentHeader, SegmentNumber},
-    signal::yield_now,
     state::FREE_SEGMENTS,
 };
 
 /// How long reclaiming waits when nothing can go.
 const RECLAIM_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long reclaiming rests between two turns. A core looks at its sockets when no task is ready, and otherwise only every
+/// tenth of a second: a task that is always ready would hold up every request.
+const BREATH: Duration = Duration::from_micros(20);
 
 /// Records that reclaiming decides about before it lets others run: some ten microseconds.
 const RECORDS_PER_TURN: usize = 256;
@@ -73,6 +76,10 @@ impl<D: Device> Log<D> {
         }
     }
 
+    async fn breathe(&self) {
+        self.device.pause(BREATH).await;
+    }
+
     /// Empties a segment, and says whether that was possible.
     async fn empty(&self, victim: SegmentNumber) -> bool {
         let (oldest_elsewhere, (carry_all, bury_all), mut carry_left) = {
@@ -113,7 +120,7 @@ impl<D: Device> Log<D> {
                 }
             }
             self.work.ring();
-            yield_now().await;
+            self.breathe().await;
         }
         if !self.carry(victim, &carried, oldest_elsewhere).await {
             return false;
@@ -149,7 +156,7 @@ impl<D: Device> Log<D> {
                 }
             }
             self.work.ring();
-            yield_now().await;
+            self.breathe().await;
         }
         true
     }
@@ -229,7 +236,7 @@ impl<D: Device> Log<D> {
         let mut scan = Scan::new(header.first_sequence, segment_bytes);
         while let Some((offset, len)) = scan.wanted() {
             scan.take(&self.read_whole(number, offset, len).await?);
-            yield_now().await;
+            self.breathe().await;
         }
         Some(scan.entries)
     }
@@ -242,7 +249,7 @@ impl<D: Device> Log<D> {
                 return;
             }
             self.state.borrow_mut().forget_places(table, number);
-            yield_now().await;
+            self.breathe().await;
         }
     }
 }

@@ -33,15 +33,3 @@ impl Bell {
         })
     }
 }
-
-/// Lets other tasks run.
-pub(super) fn yield_now() -> impl Future<Output = ()> {
-    let mut has_yielded = false;
-    poll_fn(move |cx| {
-        if std::mem::replace(&mut has_yielded, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-}

@@ -3,8 +3,9 @@
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeSet,
-    future::Future,
+    future::{Future, poll_fn},
     rc::Rc,
+    task::Poll,
     time::Duration,
 };
 
@@ -13,7 +14,6 @@ use bytes::Bytes;
 use super::{Device, DeviceError};
 use crate::log::{
     segment::{BLOCK_BYTES, SegmentNumber},
-    signal::yield_now,
     testing::Random,
 };
 
@@ -240,4 +240,16 @@ impl Device for Scripted {
             delay.await;
         }
     }
+}
+
+/// Lets other tasks run.
+fn yield_now() -> impl Future<Output = ()> {
+    let mut has_yielded = false;
+    poll_fn(move |cx| {
+        if std::mem::replace(&mut has_yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
 }
