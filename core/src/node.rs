@@ -83,9 +83,6 @@ const SWEEP_PAUSE: Duration = Duration::from_millis(5);
 /// How long a node that stops waits for uploads; what is left then stays in its log.
 const SETTLE_MAX: Duration = Duration::from_millis(4_500);
 
-/// Between two looks whether there are any left.
-const SETTLE_INTERVAL: Duration = Duration::from_millis(10);
-
 /// What a core serves besides health and reflection, by its full name.
 const SERVICES: [&str; 1] = ["cache_server.Cache"];
 
@@ -446,11 +443,7 @@ impl Part {
 /// Lets what the log owes the store become less, for a while; what is left is told and waits for the next start.
 async fn settle(core: usize, shard: &Shard<Object>, log: Option<&DiskTier>) {
     let Some(tier) = log else { return };
-    shard.settle();
-    let end = Instant::now() + SETTLE_MAX;
-    while tier.log.dirty_bytes().0 > 0 && Instant::now() < end {
-        task::sleep(SETTLE_INTERVAL).await;
-    }
+    future::select(std::pin::pin!(shard.settle()), std::pin::pin!(task::sleep(SETTLE_MAX))).await;
     let left = tier.log.figures();
     if left.dirty_records > 0 {
         tracing::warn!(

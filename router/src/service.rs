@@ -418,3 +418,36 @@ impl Drop for Counted {
         self.desk.stats.borrow_mut().count(self.op, self.code);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use milena_net::http2::limits::LINK;
+
+    use super::*;
+    use crate::{members::Members, rate_limit::RateSettings};
+
+    #[test]
+    fn an_answer_to_another_question_is_an_internal_error_and_the_desk_goes_on() {
+        let (authority, mut asked) = mesh::mailbox(4);
+        let desk = Desk::new(DeskConfig {
+            core: 0,
+            value_bytes_max: 1,
+            channels: ChannelLimits { profile: &LINK, message_bytes_max: 1 },
+            rates: RateLimits::new(RateSettings::default(), 1, Instant::now()),
+            authority,
+            view: Arc::new(Members::new().view()),
+        });
+        let before = fault::count();
+        let message = wire::JoinRequest { address: "http://a:1".to_owned(), ..Default::default() }.encode_to_vec();
+        let mut join = Box::pin(Rc::clone(&desk).join(message.into()));
+        assert!((&mut join).now_or_never().is_none());
+        let Some(Some(ToAuthority::Ask(asker, _))) = asked.recv().now_or_never() else { panic!("it asks") };
+        desk.answered(asker.ticket, Answer::Left { was_member: true });
+        desk.answered(asker.ticket, Answer::Left { was_member: true });
+        let status = join.now_or_never().expect("it is answered").unwrap_err();
+        assert_eq!(status.code, Code::Internal, "{status}");
+        assert_eq!(fault::count(), before + 2, "nobody waits for the second");
+        assert_eq!(desk.report().faults, fault::count());
+    }
+}

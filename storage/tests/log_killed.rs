@@ -1,21 +1,17 @@
 //! A process that writes to a log, and is killed again and again. Alone in its file: a lock outlives its holder for as
 //! long as another test is between fork and exec.
 
-use std::{
-    env,
-    io::{BufRead as _, BufReader},
-    path::Path,
-    process::{Command, Stdio},
-    rc::Rc,
-};
+use std::{path::Path, rc::Rc};
 
+#[path = "support/killed.rs"]
+mod killed;
 #[path = "support/log_dir.rs"]
 mod log_dir;
 
+use killed::{child, hear_and_kill, rounds};
 use log_dir::{End, NOW, get, key, put, settings, with_log};
 
-const CHILD_DIR: &str = "MILENA_TEST_LOG_DIR";
-const CHILD_ROUND: &str = "MILENA_TEST_LOG_ROUND";
+const TEST: &str = "a_process_that_is_killed_loses_nothing_that_it_said_was_done";
 const KEYS: u64 = 40;
 
 /// Puts and deletes in turn, all of them durable, and says each one that is, until it is killed.
@@ -38,45 +34,25 @@ fn write_until_killed(dir: &Path, round: u64) {
 
 #[test]
 fn a_process_that_is_killed_loses_nothing_that_it_said_was_done() {
-    if let Some(dir) = env::var_os(CHILD_DIR) {
-        let round = env::var(CHILD_ROUND).unwrap().parse().unwrap();
-        write_until_killed(Path::new(&dir), round);
-        return;
+    if let Some((dir, round)) = child() {
+        return write_until_killed(&dir, round);
     }
-    let rounds: u64 = env::var("MILENA_KILLS").map_or(12, |text| text.parse().expect("MILENA_KILLS is a number"));
     let dir = tempfile::tempdir().unwrap();
     // For each key: the number of the last change that is done and whether it was a put, and one that was begun.
     let mut done = vec![(0_u64, false); KEYS as usize];
-    for round in 1..=rounds {
+    for round in 1..=rounds() {
         let mut begun: Option<(usize, u64)> = None;
-        let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "a_process_that_is_killed_loses_nothing_that_it_said_was_done", "--nocapture"])
-            .env(CHILD_DIR, dir.path())
-            .env(CHILD_ROUND, round.to_string())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines_max = 50 + round * 131 % 400;
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut count = 0;
-        for line in lines.by_ref() {
-            let line = line.unwrap();
-            let words: Vec<&str> = line.split(' ').collect();
-            match words[..] {
+        hear_and_kill(TEST, dir.path(), round, |words| {
+            match *words {
                 ["begin", name, number] => begun = Some((name[1..].parse().unwrap(), number.parse().unwrap())),
                 ["done", name, number, is_put] => {
                     done[name[1..].parse::<usize>().unwrap()] = (number.parse().unwrap(), is_put == "true");
                     begun = None;
                 }
-                _ => continue,
+                _ => return false,
             }
-            count += 1;
-            if count == lines_max {
-                child.kill().unwrap();
-            }
-        }
-        child.wait().unwrap();
-        assert!(count >= lines_max, "the child ended by itself after {count} lines");
+            true
+        });
         let expected = done.clone();
         let (_, found) = with_log(&settings(dir.path()), End::Killed, |log| async move {
             let mut found = Vec::new();

@@ -1,25 +1,19 @@
 //! A process that owes changes to a store, uploads some, and is killed again and again. Alone in its file, as
 //! log_killed.rs and for the same reason.
 
-use std::{
-    collections::HashMap,
-    env,
-    io::{BufRead as _, BufReader},
-    path::Path,
-    process::{Command, Stdio},
-    rc::Rc,
-};
+use std::{collections::HashMap, path::Path, rc::Rc};
 
+#[path = "support/killed.rs"]
+mod killed;
 #[path = "support/log_debts.rs"]
 mod log_debts;
 #[path = "support/log_dir.rs"]
 mod log_dir;
 
+use killed::{child, hear_and_kill, rounds};
 use log_debts::{give, owe};
 use log_dir::{End, NOW, entry, get, key, put, settings, with_log};
 
-const CHILD_DIR: &str = "MILENA_TEST_LOG_DIR";
-const CHILD_ROUND: &str = "MILENA_TEST_LOG_ROUND";
 const TEST: &str = "a_process_that_is_killed_owes_all_that_it_acknowledged_and_nothing_that_it_uploaded";
 const KEYS: u64 = 40;
 
@@ -49,20 +43,11 @@ fn owe_until_killed(dir: &Path, round: u64) {
 type Said = HashMap<String, (String, bool)>;
 
 /// What one process said before it was killed; answers the line that was not followed by its end.
-fn listen(dir: &Path, round: u64, lines_max: usize, said: &mut Said) -> Vec<String> {
-    let mut child = Command::new(env::current_exe().unwrap())
-        .args(["--exact", TEST, "--nocapture"])
-        .env(CHILD_DIR, dir)
-        .env(CHILD_ROUND, round.to_string())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let (mut count, mut begun) = (0, Vec::new());
-    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
-        let line = line.unwrap();
-        let words: Vec<&str> = line.split(' ').collect();
-        match words[..] {
-            ["begin", ..] | ["upload", _] => begun = words.into_iter().map(str::to_owned).collect(),
+fn listen(dir: &Path, round: u64, said: &mut Said) -> Vec<String> {
+    let mut begun = Vec::new();
+    hear_and_kill(TEST, dir, round, |words| {
+        match *words {
+            ["begin", ..] | ["upload", _] => begun = words.iter().map(|word| (*word).to_owned()).collect(),
             ["done", name, number] => {
                 said.insert(name.to_owned(), (number.to_owned(), true));
                 begun.clear();
@@ -71,31 +56,22 @@ fn listen(dir: &Path, round: u64, lines_max: usize, said: &mut Said) -> Vec<Stri
                 said.get_mut(name).expect("it was owed").1 = false;
                 begun.clear();
             }
-            _ => continue,
+            _ => return false,
         }
-        count += 1;
-        if count == lines_max {
-            child.kill().unwrap();
-        }
-    }
-    child.wait().unwrap();
-    assert!(count >= lines_max, "the child ended by itself after {count} lines");
+        true
+    });
     begun
 }
 
 #[test]
 fn a_process_that_is_killed_owes_all_that_it_acknowledged_and_nothing_that_it_uploaded() {
-    if let Some(dir) = env::var_os(CHILD_DIR) {
-        let round = env::var(CHILD_ROUND).unwrap().parse().unwrap();
-        owe_until_killed(Path::new(&dir), round);
-        return;
+    if let Some((dir, round)) = child() {
+        return owe_until_killed(&dir, round);
     }
-    let rounds: u64 = env::var("MILENA_KILLS").map_or(12, |text| text.parse().expect("MILENA_KILLS is a number"));
     let dir = tempfile::tempdir().unwrap();
     let mut said = Said::new();
-    for round in 1..=rounds {
-        let lines_max = 50 + round as usize * 131 % 400;
-        let begun = listen(dir.path(), round, lines_max, &mut said);
+    for round in 1..=rounds() {
+        let begun = listen(dir.path(), round, &mut said);
         let (_, mut found) = with_log(&settings(dir.path()), End::Killed, |log| async move {
             let mut found = HashMap::new();
             while let Some((_debt, name, value)) = give(&log).await {

@@ -23,11 +23,7 @@ use std::{
 use ahash::RandomState;
 use futures::channel::oneshot;
 use milena_net::fault::Fault;
-use milena_proto::{
-    cache_server::Ack,
-    key::Key,
-    placement::{self, KeyHash},
-};
+use milena_proto::{cache_server::Ack, key::Key, placement::KeyHash};
 use milena_storage::{
     Cause, Condition, Entry, Error, Found, Operation, Put, Tier, Timestamp, Version,
     log::{Change, Debt, DebtError, Disk, Known, Log, LogError, Position},
@@ -53,6 +49,8 @@ pub(super) struct Uploads {
     waiting_count: usize,
     /// Writes that are held back, oldest first.
     slowed: VecDeque<oneshot::Sender<()>>,
+    /// Who waits for all of it, when the node stops.
+    until_all: Option<oneshot::Sender<()>>,
 }
 
 #[derive(Debug)]
@@ -184,7 +182,7 @@ impl<T: Tier + 'static> Shard<T> {
     }
 
     /// Lets `count` of the writes go on that are held back.
-    pub fn release_slowed(&self, count: usize) {
+    pub(crate) fn release_slowed(&self, count: usize) {
         let released: Vec<_> = {
             let slowed = &mut self.uploads.borrow_mut().slowed;
             let count = count.min(slowed.len());
@@ -252,10 +250,26 @@ impl<T: Tier + 'static> Shard<T> {
         answer.await.unwrap_or_else(|_| Err(stopped()))
     }
 
-    /// From now on every write goes to the store before it is acknowledged, so that what waits for it becomes less.
-    pub fn settle(&self) {
+    /// From now on every write goes to the store before it is acknowledged, so that what waits for it becomes less; returns
+    /// when nothing does. For one caller, which may drop the future.
+    pub async fn settle(&self) {
         self.is_settling.set(true);
         self.release_slowed(usize::MAX);
+        let done = {
+            let mut uploads = self.uploads.borrow_mut();
+            if self.owes_nothing() {
+                return;
+            }
+            let (tell, done) = oneshot::channel();
+            uploads.until_all = Some(tell);
+            done
+        };
+        // Nobody left who could tell is the end too.
+        let _ = done.await;
+    }
+
+    fn owes_nothing(&self) -> bool {
+        self.log.as_ref().is_none_or(|log| log.dirty_bytes().0 == 0)
     }
 
     /// The oldest change that the log owes the store and nobody is uploading; for [`Shard::upload`].
@@ -298,6 +312,12 @@ impl<T: Tier + 'static> Shard<T> {
             }
         }
         self.tell_of_upload(hash, position, &done);
+        if self.owes_nothing()
+            && let Some(tell) = self.uploads.borrow_mut().until_all.take()
+        {
+            // Whose time is up waits no more.
+            let _ = tell.send(());
+        }
         match done {
             Ok(()) => {
                 self.release_slowed(1);
@@ -307,7 +327,7 @@ impl<T: Tier + 'static> Shard<T> {
         }
     }
 
-    fn tell_of_upload(&self, hash: placement::KeyHash, upto: Position, done: &Result<(), Error>) {
+    fn tell_of_upload(&self, hash: KeyHash, upto: Position, done: &Result<(), Error>) {
         let told: Vec<Waiter> = {
             let uploads = &mut *self.uploads.borrow_mut();
             let Some(waiting) = uploads.waiting.get_mut(&hash) else { return };

@@ -232,7 +232,8 @@ fn a_node_that_stops_takes_writes_through_to_the_store() {
     with_scene(|scene| async move {
         let store = &scene.world.store;
         scene.put("a", "1").await;
-        scene.world.shard.settle();
+        let mut settled = pin!(scene.world.shard.settle());
+        assert!((&mut settled).now_or_never().is_none(), "something waits");
         store.hold_write("b");
         let mut put = pin!(scene.world.shard.put(key("b"), write("1"), scene.world.now()));
         assert!((&mut put).now_or_never().is_none());
@@ -241,6 +242,7 @@ fn a_node_that_stops_takes_writes_through_to_the_store() {
         assert_eq!(store.has("b"), some("1"));
         scene.uploads.until_done("a").await;
         assert_eq!(store.has("a"), some("1"));
+        scene.uploads.until("all is settled", || (&mut settled).now_or_never().is_some()).await;
     });
 }
 

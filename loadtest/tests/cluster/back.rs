@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     sync::atomic::{AtomicUsize, Ordering},
-    thread,
 };
 
 use milena_proto::{cache_server::Ack, router_server::PutRequest};
@@ -12,6 +11,7 @@ use tonic::Code;
 
 use crate::{
     client::Client,
+    disk::write_and_kill,
     fault_proxy::{Fault, FaultProxy},
     programs::{PATIENCE, Server, wait_until},
     seaweed,
@@ -336,23 +336,7 @@ fn a_node_that_is_killed_again_and_again_loses_nothing_that_was_acknowledged_and
     let mut node = Server::node(dir.path(), &back);
     let accepted: Vec<AtomicUsize> = (0..KEYS).map(|_| AtomicUsize::new(0)).collect();
     for round in 1..=5 {
-        node.start();
-        thread::scope(|scope| {
-            let (client, accepted) = (Client::node(node.address), &accepted);
-            scope.spawn(move || {
-                for turn in 0.. {
-                    let key = turn % KEYS;
-                    let next = accepted[key].load(Ordering::Relaxed) + 1;
-                    if client.put(&format!("k{key}"), &next.to_string()).is_err() {
-                        return;
-                    }
-                    accepted[key].store(next, Ordering::Relaxed);
-                }
-            });
-            let enough = || accepted.iter().all(|accepted| accepted.load(Ordering::Relaxed) >= round * 20);
-            wait_until("every key is written", PATIENCE, || enough().then_some(()));
-            node.kill();
-        });
+        write_and_kill(&mut node, &accepted, round * 20, |number| number.to_string());
         node.start();
         let client = Client::node(node.address);
         let check = |client: &Client, when: &str| {

@@ -31,29 +31,39 @@ fn number(value: &[u8]) -> usize {
     number
 }
 
+/// Starts a node, writes its keys in turn, each with its next number as `value`, and kills it when all were accepted `least`
+/// times. `accepted` has the last accepted number of each key.
+pub(crate) fn write_and_kill(
+    node: &mut Server,
+    accepted: &[AtomicUsize],
+    least: usize,
+    value: impl Fn(usize) -> String + Send,
+) {
+    node.start();
+    thread::scope(|scope| {
+        let client = Client::node(node.address);
+        scope.spawn(move || {
+            for key in (0..accepted.len()).cycle() {
+                let next = accepted[key].load(Ordering::Relaxed) + 1;
+                if client.put(&format!("k{key}"), &value(next)).is_err() {
+                    return;
+                }
+                accepted[key].store(next, Ordering::Relaxed);
+            }
+        });
+        let enough = || accepted.iter().all(|accepted| accepted.load(Ordering::Relaxed) >= least);
+        wait_until("every key is written", PATIENCE, || enough().then_some(()));
+        node.kill();
+    });
+}
+
 #[test]
 fn a_node_that_is_killed_while_it_writes_its_log_answers_nothing_older_than_it_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let mut node = Server::node(dir.path(), &SETTINGS);
     let accepted: Vec<AtomicUsize> = (0..KEYS).map(|_| AtomicUsize::new(0)).collect();
     for round in 1..=5 {
-        node.start();
-        thread::scope(|scope| {
-            let (client, accepted) = (Client::node(node.address), &accepted);
-            scope.spawn(move || {
-                for turn in 0.. {
-                    let key = turn % KEYS;
-                    let next = accepted[key].load(Ordering::Relaxed) + 1;
-                    if client.put(&format!("k{key}"), &value(next)).is_err() {
-                        return;
-                    }
-                    accepted[key].store(next, Ordering::Relaxed);
-                }
-            });
-            let enough = || accepted.iter().all(|accepted| accepted.load(Ordering::Relaxed) >= round * 10);
-            wait_until("every key is written", PATIENCE, || enough().then_some(()));
-            node.kill();
-        });
+        write_and_kill(&mut node, &accepted, round * 10, value);
         node.start();
         let client = Client::node(node.address);
         for (key, accepted) in accepted.iter().enumerate() {
