@@ -129,6 +129,9 @@ pub struct Log<D> {
 /// Who waits for a sync, and for which record.
 type Waiter = (Sequence, oneshot::Sender<Result<(), LogError>>);
 
+/// Who need not wait for a sync any longer, and how that has ended.
+type Over = (oneshot::Sender<Result<(), LogError>>, Result<(), LogError>);
+
 type Reading = LocalBoxFuture<'static, Result<Bytes, DeviceError>>;
 
 /// What the log has under a key.

@@ -21,12 +21,13 @@ pub use disk::Disk;
 /// The files of a log, opened before it serves. No function blocks; the futures may be dropped, but what was begun then
 /// still happens.
 pub trait Device: 'static {
-    /// Writes whole blocks at a multiple of their size.
+    /// Writes whole blocks at a multiple of their size; where `durable`, so that they survive the machine once it is done.
     fn write(
         &self,
         segment: SegmentNumber,
         offset: u32,
         blocks: Bytes,
+        durable: bool,
     ) -> impl Future<Output = Result<(), DeviceError>> + 'static;
 
     /// Makes what was written to a segment survive the machine.
@@ -42,6 +43,9 @@ pub trait Device: 'static {
 
     /// As many of `len` bytes as can be had without waiting, from the first; none when the first cannot.
     fn read_resident(&self, segment: SegmentNumber, offset: u32, len: usize) -> Option<Bytes>;
+
+    /// Waits until what was begun before is with the disk. A write that was only begun waits for all tasks that are ready.
+    fn submitted(&self) -> impl Future<Output = ()> + 'static;
 
     /// Waits.
     fn pause(&self, duration: Duration) -> impl Future<Output = ()> + 'static;

@@ -69,7 +69,7 @@ impl<D: Device> Log<D> {
                 // Whoever waits would wait for ever if nothing else can go.
                 self.is_stuck.set(true);
                 self.tell_of_room();
-                self.tell_of_durability();
+                self.tell(self.take_durable());
             }
             let pause = self.device.pause(RECLAIM_PAUSE);
             future::select(pin!(self.need.heard()), Box::pin(pause)).await;

@@ -203,12 +203,27 @@ enum Purpose {
     Reclaim,
 }
 
-/// What is to be written, and then synced.
+/// What is to be written, and whether it must survive the machine.
 #[derive(Debug)]
 pub(super) struct Cycle {
     pub(super) batches: Vec<Batch>,
-    pub(super) syncs: Vec<SegmentNumber>,
+    /// Segments to be synced after that, because of what earlier cycles wrote to them; none unless `is_synced`.
+    pub(super) syncs: BTreeSet<SegmentNumber>,
+    is_synced: bool,
     upto: Sequence,
+}
+
+impl Cycle {
+    /// Whether the write of a batch is to make it durable, because no sync follows that would.
+    pub(super) fn is_durable(&self, batch: &Batch) -> bool {
+        self.is_synced && !self.syncs.contains(&batch.segment)
+    }
+
+    /// Segments that are durable to their end when it is done.
+    pub(super) fn durable_segments(&self) -> BTreeSet<SegmentNumber> {
+        let written = self.batches.iter().filter(|batch| self.is_durable(batch)).map(|batch| batch.segment);
+        self.syncs.iter().copied().chain(written).collect()
+    }
 }
 
 /// What of a cycle failed.
@@ -552,10 +567,14 @@ impl State {
             self.tail.queue(batch);
         }
         let batches = self.tail.give();
-        self.unsynced.extend(batches.iter().map(|batch| batch.segment));
         let is_synced = must_sync || has_void || !self.later.is_empty();
-        let syncs = if is_synced { self.unsynced.iter().copied().collect() } else { Vec::new() };
-        Cycle { batches, syncs, upto: self.next_sequence - 1 }
+        let syncs = if is_synced {
+            self.unsynced.clone()
+        } else {
+            self.unsynced.extend(batches.iter().map(|batch| batch.segment));
+            BTreeSet::new()
+        };
+        Cycle { batches, syncs, is_synced, upto: self.next_sequence - 1 }
     }
 
     /// Takes in what became of a cycle.
@@ -567,7 +586,7 @@ impl State {
         let batches = self.tail.take_back();
         let failed: BTreeSet<SegmentNumber> = failures.writes.union(&failures.syncs).copied().collect();
         self.counts.write_errors += failed.len() as u64;
-        self.counts.syncs += (cycle.syncs.len() - failures.syncs.len()) as u64;
+        self.counts.syncs += cycle.durable_segments().difference(&failed).count() as u64;
         for batch in batches.iter().filter(|batch| !failures.writes.contains(&batch.segment)) {
             self.counts.writes += 1;
             self.counts.written_bytes += batch.bytes.len() as u64;

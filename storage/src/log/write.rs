@@ -1,15 +1,19 @@
 //! How a log writes: what has gathered is written while the next gathers, and one sync serves all who wait.
 //!
 //! ```text
-//!   gather ──▶ somebody waits? enough bytes? ──▶ write all ──▶ sync, if wanted ──▶ tell who waited ──▶ gather
+//!   gather ──▶ somebody waits? enough bytes? ──▶ write all, durably if wanted ──▶ gather
+//!                                                     ├─▶ sync what was written before, if wanted
+//!                                                     └─▶ tell who waited for the cycle before, once this is with the disk
 //! ```
+//! Who is told has something to do, all of it before the core looks at its ring again: if they were told first, the disk
+//! would have nothing to do meanwhile.
 
-use std::{pin::pin, time::Duration};
+use std::{mem, pin::pin, time::Duration};
 
 use futures::future::{self, Either};
 
 use super::{
-    Device, Log, LogError, Trouble, Waiter,
+    Device, Log, LogError, Over, Trouble, Waiter,
     state::{Cycle, Failures},
 };
 
@@ -21,7 +25,12 @@ const GATHER: Duration = Duration::from_millis(50);
 
 impl<D: Device> Log<D> {
     pub(super) async fn write(&self) {
+        let mut over = Vec::new();
         loop {
+            let is_urgent = self.state.borrow().has_urgent_work(self.is_waited_for(), BATCH_BYTES);
+            if !is_urgent {
+                self.tell(mem::take(&mut over));
+            }
             self.work_gathers().await;
             // A segment that is being emptied is emptied first.
             let is_stopping = self.is_stopping.get() && self.has_reclaimed.get();
@@ -31,14 +40,18 @@ impl<D: Device> Log<D> {
             let must_sync = is_stopping || self.is_waited_for();
             if self.state.borrow().has_work(must_sync) {
                 let cycle = self.state.borrow_mut().begin_cycle(must_sync);
-                let failures = self.perform(&cycle).await;
+                let told = async {
+                    self.device.submitted().await;
+                    self.tell(mem::take(&mut over));
+                };
+                let (failures, ()) = future::join(self.perform(&cycle), told).await;
                 self.state.borrow_mut().end_cycle(&cycle, &failures);
                 self.tell_of_room();
                 self.ring_if_needed();
             }
-            self.tell_of_durability();
+            over.extend(self.take_durable());
             if is_stopping && !self.state.borrow().has_work(true) {
-                return;
+                return self.tell(over);
             }
         }
     }
@@ -71,7 +84,8 @@ impl<D: Device> Log<D> {
     async fn perform(&self, cycle: &Cycle) -> Failures {
         let mut failures = Failures::default();
         let writes = cycle.batches.iter().map(|batch| {
-            let write = self.device.write(batch.segment, batch.offset, batch.bytes.clone());
+            let durable = cycle.is_durable(batch);
+            let write = self.device.write(batch.segment, batch.offset, batch.bytes.clone(), durable);
             async move { (batch.segment, write.await) }
         });
         for (segment, written) in future::join_all(writes).await {
@@ -94,15 +108,20 @@ impl<D: Device> Log<D> {
         failures
     }
 
-    pub(super) fn tell_of_durability(&self) {
+    /// Those who need not wait any longer, and how it has ended.
+    pub(super) fn take_durable(&self) -> Vec<Over> {
         let (durable, is_offline) = {
             let state = self.state.borrow();
             (state.durable(), state.is_offline())
         };
         let is_over = |(sequence, tell): &mut Waiter| is_offline || *sequence <= durable || tell.is_canceled();
-        let over: Vec<_> = self.durable.borrow_mut().extract_if(.., is_over).collect();
-        for (sequence, tell) in over {
-            let answer = if sequence <= durable { Ok(()) } else { Err(LogError::Offline) };
+        let over = self.durable.borrow_mut().extract_if(.., is_over).collect::<Vec<_>>();
+        let with_answer = |(sequence, tell)| (tell, if sequence <= durable { Ok(()) } else { Err(LogError::Offline) });
+        over.into_iter().map(with_answer).collect()
+    }
+
+    pub(super) fn tell(&self, over: Vec<Over>) {
+        for (tell, answer) in over {
             // Who has gone needs no answer.
             let _ = tell.send(answer);
         }

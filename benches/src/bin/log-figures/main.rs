@@ -7,10 +7,12 @@
 //!   starts gets-and-puts amplification          here
 //!   sustained                                   here: puts with ack=DISK against a loop that writes and syncs
 //!   writing reclaiming faults                   neighbours.rs: what others on the core notice
+//!   pressure                                    cgroup.rs: faults, in a process that has little memory
 //! ```
 //! Prints one line for each figure. Times on a core are the thread's own CPU time where it says "CPU". Times of the disk
 //! depend on who else uses it; for comparison each is beside what a plain file takes that is asked for the same.
 
+mod cgroup;
 mod neighbours;
 
 use std::{
@@ -68,7 +70,8 @@ fn main() -> ExitCode {
     }
 }
 
-const FIGURES: [&str; 7] = ["starts", "gets-and-puts", "amplification", "sustained", "writing", "reclaiming", "faults"];
+const FIGURES: [&str; 8] =
+    ["starts", "gets-and-puts", "amplification", "sustained", "writing", "reclaiming", "faults", "pressure"];
 
 fn measure(dir: &Path, records: u64, is_wanted: impl Fn(&str) -> bool) -> io::Result<()> {
     fs::create_dir_all(dir)?;
@@ -108,6 +111,9 @@ fn measure(dir: &Path, records: u64, is_wanted: impl Fn(&str) -> bool) -> io::Re
     if is_wanted("faults") {
         neighbours::faults_without_memory(&full);
         fs::remove_dir_all(&full.dir)?;
+    }
+    if is_wanted("pressure") {
+        cgroup::faults_in_a_small_group(dir)?;
     }
     if is_wanted("amplification") {
         amplification(&full);
@@ -190,52 +196,76 @@ fn starts(settings: &LogSettings, records: u64) {
 
 fn gets_and_puts(settings: &LogSettings, plain: &Path) -> io::Result<()> {
     const KEYS: u64 = 200_000;
+    let plain_file = PlainFile::make(plain)?;
     with_log(settings, true, |log| async move {
         for number in 0..KEYS {
             Rc::clone(&log).put(key(number), entry(1024), None, NOW).await.expect("there is room");
         }
     });
+    let mut reading = plain_file.try_clone()?;
     with_log(settings, true, |log| async move {
-        for round in ["cold", "resident"] {
-            let mut took = Vec::new();
-            let begun_cpu = cpu();
-            for number in 0..GET_COUNT {
-                let begun = Instant::now();
-                let found = Rc::clone(&log).get(key(mix64(number) % KEYS), NOW).await.into_copy();
-                took.push(begun.elapsed());
-                assert_eq!(found.expect("it was put").entry.value.len(), 1024);
-            }
-            let cpu_us = (cpu() - begun_cpu).as_secs_f64() * 1e6 / GET_COUNT as f64;
-            println!("get, 1 KiB, {round}, one at a time: {}, {cpu_us:.2} us CPU each", percentiles(&mut took));
-        }
-        println!("of these: {:?}", log.figures().counts);
+        cold_and_plain(&log, KEYS, &mut reading).await;
         resident_and_memory(&log, KEYS).await;
     });
-    with_log(settings, true, |log| async move {
-        let mut took = Vec::new();
-        let begun = Instant::now();
-        for first in (0..PUT_COUNT).step_by(IN_FLIGHT as usize) {
-            let puts = (first..first + IN_FLIGHT).map(|number| {
-                let log = Rc::clone(&log);
-                async move {
-                    let begun = Instant::now();
-                    let put = Rc::clone(&log).put(key(KEYS + number), entry(1024), None, NOW);
-                    let position = put.await.expect("there is room");
-                    log.durable(position).await.expect("the disk works");
-                    begun.elapsed()
-                }
-            });
-            took.extend(futures::future::join_all(puts).await);
+    let mut writing = plain_file;
+    with_log(settings, true, |log| async move { puts_and_plain(&log, KEYS, &mut writing).await });
+    fs::remove_file(plain)
+}
+
+/// Gets whose pages are not in memory, one at a time, in turns with direct reads of 4 KiB.
+async fn cold_and_plain(log: &Rc<Log<Disk>>, keys: u64, plain: &mut PlainFile) {
+    const ROUNDS: u64 = 9;
+    const GETS: u64 = 500;
+    // So far from each other that no get reads another's page, in an order that nobody foresees.
+    let apart = keys / (ROUNDS * GETS);
+    let (mut all, mut plain_all, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let (mut took, mut plain_took) = (Vec::new(), Vec::new());
+        for number in round * GETS..(round + 1) * GETS {
+            let wanted = key(number * 1999 % (ROUNDS * GETS) * apart);
+            let begun = Instant::now();
+            let found = Rc::clone(log).get(wanted, NOW).await.into_copy();
+            took.push(begun.elapsed());
+            assert_eq!(found.expect("it was put").entry.value.len(), 1024);
+            plain_took.push(plain.read(mix64(number)));
         }
-        let rate = took.len() as f64 / begun.elapsed().as_secs_f64();
-        let counts = log.figures().counts;
-        println!(
-            "put, 1 KiB, ack=DISK, 64 in flight: {}, {rate:.0} a second, {} syncs",
-            percentiles(&mut took),
-            counts.syncs
-        );
-    });
-    plain_file(plain)
+        ratios.push(at(&mut took, 500).as_secs_f64() / at(&mut plain_took, 500).as_secs_f64());
+        all.extend(took);
+        plain_all.extend(plain_took);
+    }
+    let counts = log.figures().counts;
+    println!("get, 1 KiB, cold, one at a time: {}; {} went to the disk", percentiles(&mut all), counts.reads_ring);
+    println!(
+        "a plain file, 4 KiB read directly, one at a time: {}; the log's p50 within a round {} times",
+        percentiles(&mut plain_all),
+        spread(&mut ratios)
+    );
+}
+
+/// Puts with ack=DISK in waves, each in turns with a batch of the same size that a plain file takes.
+async fn puts_and_plain(log: &Rc<Log<Disk>>, first_key: u64, plain: &mut PlainFile) {
+    let (mut took, mut plain_took, mut wave_took) = (Vec::new(), Vec::new(), Duration::ZERO);
+    for first in (0..PUT_COUNT).step_by(IN_FLIGHT as usize) {
+        let puts = (first..first + IN_FLIGHT).map(|number| async move {
+            let begun = Instant::now();
+            let put = Rc::clone(log).put(key(first_key + number), entry(1024), None, NOW);
+            let position = put.await.expect("there is room");
+            Rc::clone(log).durable(position).await.expect("the disk works");
+            begun.elapsed()
+        });
+        let begun = Instant::now();
+        took.extend(futures::future::join_all(puts).await);
+        wave_took += begun.elapsed();
+        plain_took.push(plain.write_and_sync(first / IN_FLIGHT));
+    }
+    let rate = took.len() as f64 / wave_took.as_secs_f64();
+    println!("put, 1 KiB, ack=DISK, {IN_FLIGHT} at a time: {}, {rate:.0} a second", percentiles(&mut took));
+    println!(
+        "a plain file, {} KiB written directly and synced: {}; the puts' p99 is {:.2} times its p99",
+        PlainFile::BATCH_BYTES >> 10,
+        percentiles(&mut plain_took),
+        at(&mut took, 990).as_secs_f64() / at(&mut plain_took, 990).as_secs_f64()
+    );
 }
 
 /// CPU of a get from pages in memory against one from the memory tier and a copy of its value, in turns. Both include
@@ -346,33 +376,45 @@ fn write_and_sync(path: &Path, batch_bytes: usize, count: u64) -> io::Result<f64
     Ok(file_bytes as f64 / begun.elapsed().as_secs_f64())
 }
 
-/// What the disk itself takes: the same batch written and synced, and the same block read, in a file of its own.
-fn plain_file(path: &Path) -> io::Result<()> {
+/// What the disk itself takes: a batch written and synced, or a block read, directly, in a file that was written before.
+struct PlainFile {
+    file: File,
+    memory: Vec<u8>,
+}
+
+impl PlainFile {
     const FILE_BYTES: u64 = 256 << 20;
+    /// What 64 puts of 1 KiB make.
     const BATCH_BYTES: usize = 72 << 10;
-    let file = File::create(path)?;
-    file.write_all_at(&vec![1; FILE_BYTES as usize], 0)?;
-    file.sync_all()?;
-    let direct = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path)?;
-    let mut memory = vec![1_u8; 2 * BATCH_BYTES];
-    let start = memory.as_ptr().align_offset(4096);
-    let batch = &mut memory[start..start + BATCH_BYTES];
-    let mut took = Vec::new();
-    for number in 0..PUT_COUNT / IN_FLIGHT {
-        let begun = Instant::now();
-        direct.write_all_at(batch, number * BATCH_BYTES as u64 % (FILE_BYTES - BATCH_BYTES as u64) / 4096 * 4096)?;
-        direct.sync_data()?;
-        took.push(begun.elapsed());
+
+    fn make(path: &Path) -> io::Result<Self> {
+        let file = File::create(path)?;
+        file.write_all_at(&vec![1; Self::FILE_BYTES as usize], 0)?;
+        file.sync_all()?;
+        let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path)?;
+        Ok(Self { file, memory: vec![1; Self::BATCH_BYTES + 4096] })
     }
-    println!("a plain file, 72 KiB written directly and synced: {}", percentiles(&mut took));
-    let mut took = Vec::new();
-    for number in 0..GET_COUNT {
-        let begun = Instant::now();
-        direct.read_exact_at(&mut batch[..4096], mix64(number) % (FILE_BYTES / 4096 - 1) * 4096)?;
-        took.push(begun.elapsed());
+
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { file: self.file.try_clone()?, memory: self.memory.clone() })
     }
-    println!("a plain file, 4 KiB read directly, one at a time: {}", percentiles(&mut took));
-    fs::remove_file(path)
+
+    fn write_and_sync(&mut self, number: u64) -> Duration {
+        let start = self.memory.as_ptr().align_offset(4096);
+        let offset = number * Self::BATCH_BYTES as u64 % (Self::FILE_BYTES - Self::BATCH_BYTES as u64) / 4096 * 4096;
+        let begun = Instant::now();
+        self.file.write_all_at(&self.memory[start..start + Self::BATCH_BYTES], offset).expect("it takes a batch");
+        self.file.sync_data().expect("it syncs");
+        begun.elapsed()
+    }
+
+    fn read(&mut self, random: u64) -> Duration {
+        let start = self.memory.as_ptr().align_offset(4096);
+        let begun = Instant::now();
+        let block = &mut self.memory[start..start + 4096];
+        self.file.read_exact_at(block, random % (Self::FILE_BYTES / 4096 - 1) * 4096).expect("it was written");
+        begun.elapsed()
+    }
 }
 
 /// Values of 1 KiB under keys drawn by Zipf's law, half gets and half puts, until the log was overwritten ten times.
@@ -443,7 +485,10 @@ fn spread(figures: &mut [f64]) -> String {
 }
 
 fn percentiles(took: &mut [Duration]) -> String {
+    format!("p50 {:.1?}, p99 {:.1?}, p99.9 {:.1?}", at(took, 500), at(took, 990), at(took, 999))
+}
+
+fn at(took: &mut [Duration], permille: usize) -> Duration {
     took.sort_unstable();
-    let at = |permille: usize| took[(took.len() - 1) * permille / 1000];
-    format!("p50 {:.1?}, p99 {:.1?}, p99.9 {:.1?}", at(500), at(990), at(999))
+    took[(took.len() - 1) * permille / 1000]
 }

@@ -23,7 +23,7 @@ use milena_storage::{
     memory::{Lookup, Memory},
 };
 
-use crate::{NOW, entry, key, on_a_core, percentiles, spread, with_log};
+use crate::{NOW, at, entry, key, on_a_core, percentiles, spread, with_log};
 
 /// Phases of each kind.
 const PHASES: usize = 10;
@@ -113,7 +113,7 @@ pub(crate) fn gets_while_writing(settings: &LogSettings) {
                 let mut quiet = gets(&memory).await;
                 writer.is_busy.set(true);
                 let mut busy = gets(&memory).await;
-                ratios.push(permille(&mut busy, 999).as_secs_f64() / permille(&mut quiet, 999).as_secs_f64());
+                ratios.push(at(&mut busy, 999).as_secs_f64() / at(&mut quiet, 999).as_secs_f64());
                 quiet_all.extend(quiet);
                 busy_all.extend(busy);
             }
@@ -132,11 +132,6 @@ pub(crate) fn gets_while_writing(settings: &LogSettings) {
         };
         futures::future::join(writer.run(Rc::clone(&log), None), phases).await;
     });
-}
-
-fn permille(took: &mut [Duration], permille: usize) -> Duration {
-    took.sort_unstable();
-    took[(took.len() - 1) * permille / 1000]
 }
 
 /// How long a task that wants its turn every [`REST`] waits for it, the rest included.

@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::BTreeSet,
     future::{Future, poll_fn},
+    ops::Range,
     rc::Rc,
     task::Poll,
     time::Duration,
@@ -55,7 +56,12 @@ struct Disk {
 
 impl Disk {
     fn sync(&self, segment: SegmentNumber) {
-        for (segment, block) in self.dirty.borrow_mut().extract_if(.., |(dirty, _)| *dirty == segment) {
+        self.sync_blocks(segment, 0..usize::MAX);
+    }
+
+    fn sync_blocks(&self, segment: SegmentNumber, blocks: Range<usize>) {
+        let is_synced = |(dirty, block): &(SegmentNumber, usize)| *dirty == segment && blocks.contains(block);
+        for (segment, block) in self.dirty.borrow_mut().extract_if(.., is_synced) {
             let range = block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES;
             let current = &self.current.borrow()[usize::from(segment)][range.clone()];
             self.synced.borrow_mut()[usize::from(segment)][range].copy_from_slice(current);
@@ -166,6 +172,7 @@ impl Device for Scripted {
         segment: SegmentNumber,
         offset: u32,
         blocks: Bytes,
+        durable: bool,
     ) -> impl Future<Output = Result<(), DeviceError>> + 'static {
         assert!((offset as usize).is_multiple_of(BLOCK_BYTES) && blocks.len().is_multiple_of(BLOCK_BYTES));
         assert!(!blocks.is_empty());
@@ -187,7 +194,12 @@ impl Device for Scripted {
                 Some(Fault::Error) => Err(DeviceError::Os(5)),
                 Some(Fault::NoSpace) => Err(DeviceError::Os(28)),
                 Some(Fault::Short) => Err(DeviceError::Short { written, asked }),
-                Some(Fault::Lie) | None => Ok(()),
+                Some(Fault::Lie) | None => {
+                    if durable {
+                        disk.sync_blocks(segment, start / BLOCK_BYTES..(start + asked) / BLOCK_BYTES);
+                    }
+                    Ok(())
+                }
             }
         }
     }
@@ -231,6 +243,10 @@ impl Device for Scripted {
         let current = self.disk.current.borrow();
         let found = current[usize::from(segment)].get(offset as usize..)?;
         self.disk.is_resident.get().then(|| Bytes::copy_from_slice(&found[..len.min(found.len())]))
+    }
+
+    fn submitted(&self) -> impl Future<Output = ()> + 'static {
+        yield_now()
     }
 
     fn pause(&self, _duration: Duration) -> impl Future<Output = ()> + 'static {

@@ -361,9 +361,10 @@ impl Target {
             let written = self.files[number].write_all_at(&batch.bytes, u64::from(batch.offset));
             written.map_err(|source| failed(&segment_path(dir, number), "write")(source))?;
         }
-        for &number in &cycle.syncs {
-            let synced = self.files[usize::from(number)].sync_data();
-            synced.map_err(|source| failed(&segment_path(dir, usize::from(number)), "sync")(source))?;
+        for number in cycle.durable_segments() {
+            let number = usize::from(number);
+            let synced = self.files[number].sync_data();
+            synced.map_err(|source| failed(&segment_path(dir, number), "sync")(source))?;
         }
         self.state.end_cycle(&cycle, &Failures::default());
         self.gathered_bytes = 0;

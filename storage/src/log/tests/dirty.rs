@@ -928,15 +928,22 @@ fn a_segment_with_a_debt_that_cannot_be_read_is_never_given_up() {
 
 #[test]
 fn what_a_failed_write_or_sync_held_of_debts_goes_elsewhere() {
-    for failing in 0..2 {
+    // The one write that is durable by itself; or, where a fill is on its way to the disk already, the write and its sync.
+    for (has_fill, failing) in [(false, 0), (true, 0), (true, 1)] {
         let mut bench = Bench::new(16);
+        let fail = |bench: &mut Bench| {
+            if has_fill {
+                bench.put_unsynced("fill", b"zero");
+            }
+            bench.device.fail(bench.device.calls() + failing, 1, Fault::Error);
+        };
         bench.owe("before", "zero");
-        bench.device.fail(bench.device.calls() + failing, 1, Fault::Error); // the write, or the sync after it
+        fail(&mut bench);
         bench.owe("a", "one");
         assert_eq!(bench.log.figures().counts.write_errors, 1);
         let given = bench.give().unwrap();
         assert!(given.is("before", Some("zero")));
-        bench.device.fail(bench.device.calls() + failing, 1, Fault::Error);
+        fail(&mut bench);
         bench.done(given.debt).unwrap();
         assert_eq!(bench.log.figures().counts.write_errors, 2);
         bench.device.lose_power();
