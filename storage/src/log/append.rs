@@ -49,8 +49,8 @@ pub(super) struct Tail {
     open: [Option<Open>; CLASS_COUNT],
     /// Cut, and waiting for the writer.
     queue: VecDeque<Batch>,
-    /// With the writer.
-    flying: Vec<Batch>,
+    /// With the writer: of each cycle that has begun and not ended, oldest first.
+    flying: VecDeque<Vec<Batch>>,
     buffered_bytes: usize,
 }
 
@@ -88,7 +88,7 @@ impl Tail {
             segment_bytes,
             open: [const { None }; CLASS_COUNT],
             queue: VecDeque::new(),
-            flying: Vec::new(),
+            flying: VecDeque::new(),
             buffered_bytes: 0,
         }
     }
@@ -151,17 +151,22 @@ impl Tail {
         self.queue.push_back(batch);
     }
 
-    /// Cuts all that is pending, and gives everything to the writer. What was given before must have been taken back.
+    /// Cuts all that is pending, and gives everything to the writer.
     pub(super) fn give(&mut self) -> Vec<Batch> {
-        assert!(self.flying.is_empty(), "one writer");
         (0..CLASS_COUNT).for_each(|class| self.cut(class));
-        self.flying = self.queue.drain(..).collect();
-        self.flying.clone()
+        let given: Vec<Batch> = self.queue.drain(..).collect();
+        self.flying.push_back(given.clone());
+        given
     }
 
-    /// The writer is done with what it was given; the batches come back.
+    /// What the writer has.
+    pub(super) fn flying(&self) -> impl Iterator<Item = &Batch> {
+        self.flying.iter().flatten()
+    }
+
+    /// The writer is done with what it was given first; the batches come back.
     pub(super) fn take_back(&mut self) -> Vec<Batch> {
-        let flown = std::mem::take(&mut self.flying);
+        let flown = self.flying.pop_front().expect("it was given");
         self.buffered_bytes -= flown.iter().map(|batch| batch.bytes.len()).sum::<usize>();
         flown
     }
@@ -182,7 +187,7 @@ impl Tail {
             let (_, record_bytes) = Record::parse(rest).ok()?;
             return Some(Bytes::copy_from_slice(&rest[..record_bytes]));
         }
-        let batches = self.flying.iter().chain(&self.queue);
+        let batches = self.flying().chain(&self.queue);
         let holds = |batch: &&Batch| {
             batch.segment == place.segment
                 && batch.content == Content::Records

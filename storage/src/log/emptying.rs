@@ -91,6 +91,10 @@ impl<D: Device> Log<D> {
             let bury_all = segment.is_suspect || state.has_leaked(victim);
             (reclaim::oldest_elsewhere(&state.segments, victim), (carry_all, bury_all), carry_bytes)
         };
+        // One that a write has failed in may wait for another write.
+        while self.state.borrow().is_in_the_air(victim) {
+            self.breathe().await;
+        }
         // Not known and voided would be forgotten without a tombstone.
         let Some(entries) = self.entries_of(victim).await else { return false };
         let mut carried = Vec::new();

@@ -4,8 +4,9 @@
 //! ```text
 //!   locate ─▶ [read the candidates] ─▶ put, delete ─▶ pending ──begin_cycle──▶ [write, sync] ──end_cycle──▶ durable
 //!
-//!   a cycle  cut all pending ─▶ write all batches ─▶ sync what must survive ─▶ wake who waited
-//!            footers come a cycle after the sync of their records; voids after the sync of all that was copied
+//!   a cycle  cut all pending ─▶ write all batches, durably if they must survive ─▶ sync what was written before ─▶ wake
+//!            footers come a cycle after their records are durable; voids when all that was copied is
+//!            another may begin meanwhile, if both are nothing but records that must survive; they end in their order
 //! ```
 //! **The invariant that keeps the dead dead.** For every key, of all its records on disk the one with the highest
 //! sequence is either the one that the index points to, or a tombstone. So a restart, which sees only the disk, finds
@@ -100,6 +101,8 @@ pub(super) struct State {
     next_sequence: Sequence,
     /// Up to here all records survive.
     durable: Sequence,
+    /// Up to here all records were given to the writer.
+    given: Sequence,
     /// Segments with writes that no sync has covered.
     unsynced: BTreeSet<SegmentNumber>,
     /// Footers and voids, each with the sequence that must be durable before it may be written.
@@ -266,6 +269,7 @@ impl State {
             tail: Tail::new(segment_bytes),
             next_sequence,
             durable: next_sequence - 1,
+            given: next_sequence - 1,
             unsynced: BTreeSet::new(),
             later: Vec::new(),
             footers_kept,
@@ -551,6 +555,25 @@ impl State {
         !self.is_offline && is_urgent
     }
 
+    /// Whether another cycle may begin before those that have begun are over, and brings nearer to the disk what comes
+    /// after them. They and it must be records that are made durable by their write: a sync covers what was written
+    /// before it began, footers and voids follow what they tell of, and trouble is dealt with in its order.
+    pub(super) fn may_overlap(&self) -> bool {
+        let may_go = self.later.iter().any(|(needed, _)| *needed <= self.durable);
+        !self.is_offline
+            && self.given < self.last_sequence()
+            && !may_go
+            && self.unsynced.is_empty()
+            && self.blocking.is_empty()
+            && self.failures_in_a_row == 0
+            && self.tail.flying().all(|batch| batch.content == Content::Records)
+    }
+
+    /// Whether a batch of a segment is on its way to the disk.
+    pub(super) fn is_in_the_air(&self, number: SegmentNumber) -> bool {
+        self.tail.flying().any(|batch| batch.segment == number)
+    }
+
     /// Gives everything that may be written to the writer.
     pub(super) fn begin_cycle(&mut self, must_sync: bool) -> Cycle {
         let durable = self.durable;
@@ -567,6 +590,7 @@ impl State {
             self.tail.queue(batch);
         }
         let batches = self.tail.give();
+        self.given = self.last_sequence();
         let is_synced = must_sync || has_void || !self.later.is_empty();
         let syncs = if is_synced {
             self.unsynced.clone()
@@ -574,10 +598,10 @@ impl State {
             self.unsynced.extend(batches.iter().map(|batch| batch.segment));
             BTreeSet::new()
         };
-        Cycle { batches, syncs, is_synced, upto: self.next_sequence - 1 }
+        Cycle { batches, syncs, is_synced, upto: self.given }
     }
 
-    /// Takes in what became of a cycle.
+    /// Takes in what became of the cycle that began first of those that are not over.
     ///
     /// A segment of which a write or a sync has failed is never written again: what this cycle had for it goes
     /// elsewhere at once, and what was on disk is copied from there. A sync is not tried again on the same blocks: the kernel
@@ -879,6 +903,11 @@ impl State {
 
     pub(super) fn durable(&self) -> Sequence {
         self.durable
+    }
+
+    /// Up to here all records are on their way to the disk, or there.
+    pub(super) fn given(&self) -> Sequence {
+        self.given
     }
 
     pub(super) fn last_sequence(&self) -> Sequence {

@@ -971,23 +971,61 @@ fn an_acknowledged_write_takes_one_call_and_a_second_only_where_an_earlier_one_w
 }
 
 #[test]
-fn who_waits_for_the_disk_is_told_once_the_next_write_is_with_it() {
+fn two_writes_are_in_the_air_and_who_waited_is_told_once_the_next_is_with_the_disk() {
     let mut bench = Bench::new(16);
     bench.device.set_delay_max(200);
-    let first = bench.put("a", b"one").unwrap();
-    let mut first = Box::pin(Rc::clone(&bench.log).durable(first));
-    assert!((&mut first).now_or_never().is_none());
-    bench.turn();
-    let second = bench.put("b", b"two").unwrap();
-    let mut second = Box::pin(Rc::clone(&bench.log).durable(second));
-    assert!((&mut second).now_or_never().is_none());
-    let calls = bench.device.calls();
-    while (&mut first).now_or_never().is_none() {
+    let before = bench.device.calls();
+    let mut waits = Vec::new();
+    for (name, calls) in [("a", 1), ("b", 2), ("c", 2), ("d", 2)] {
+        let position = bench.put(name, b"one").unwrap();
+        let mut wait = Box::pin(Rc::clone(&bench.log).durable(position));
+        assert!((&mut wait).now_or_never().is_none());
+        bench.turn();
+        assert_eq!(bench.device.calls() - before, calls, "{name}");
+        waits.push(wait);
+    }
+    let mut first = waits.remove(0);
+    for turn in 0.. {
+        assert!(turn < TURNS_MAX, "it hangs");
+        if (&mut first).now_or_never().is_some() {
+            break;
+        }
         bench.turn();
     }
-    assert_eq!(bench.device.calls(), calls + 1, "the second is on its way");
-    assert!((&mut second).now_or_never().is_none());
-    bench.finish(second).unwrap();
+    assert_eq!(bench.device.calls() - before, 3, "one write for two, begun before the first was told");
+    assert!(bench.finish(futures::future::join_all(waits)).iter().all(Result::is_ok));
+    assert_eq!(bench.device.calls() - before, 3);
+}
+
+#[test]
+fn of_two_writes_in_the_air_either_may_fail_and_both_are_acknowledged() {
+    let mut count_in_the_air = [0; 2];
+    for seed in seeds(50) {
+        for (failing, count) in [(0, 1), (1, 1), (0, 2)] {
+            let mut bench = Bench::with_seed(16, seed);
+            bench.put_durably("before", b"zero");
+            bench.device.set_delay_max(50);
+            bench.device.fail(bench.device.calls() + failing, count, Fault::Error);
+            let waits = ["a", "b"].map(|name| {
+                let position = bench.put(name, name.as_bytes()).unwrap();
+                let mut wait = Box::pin(Rc::clone(&bench.log).durable(position));
+                assert!((&mut wait).now_or_never().is_none());
+                bench.turn();
+                wait
+            });
+            count_in_the_air[usize::from(bench.log.state.borrow().is_in_the_air(0))] += 1;
+            let answers = bench.finish(futures::future::join_all(waits));
+            assert!(answers.iter().all(Result::is_ok), "seed {seed}, {failing}: {answers:?}");
+            for is_restarted in [false, true] {
+                for (name, value) in [("before", "zero"), ("a", "a"), ("b", "b")] {
+                    assert_eq!(bench.value(name).as_deref(), Some(value), "seed {seed}, {failing}, {is_restarted}");
+                }
+                bench.device.lose_power();
+                bench = bench.restarted();
+            }
+        }
+    }
+    assert!(count_in_the_air[1] > count_in_the_air[0], "{count_in_the_air:?}");
 }
 
 #[test]

@@ -1,21 +1,30 @@
-//! How a log writes: what has gathered is written while the next gathers, and one sync serves all who wait.
+//! How a log writes: what has gathered is written while the next gathers, and one write serves all who wait.
 //!
 //! ```text
-//!   gather ──▶ somebody waits? enough bytes? ──▶ write all, durably if wanted ──▶ gather
-//!                                                     ├─▶ sync what was written before, if wanted
-//!                                                     └─▶ tell who waited for the cycle before, once this is with the disk
+//!   gather ──▶ somebody waits? enough bytes? ──▶ write all, durably if wanted ──▶ sync what was written before, if wanted
+//!                                                  └─▶ it is with the disk: tell who waited for the one before
+//!
+//!   disk   ├── cycle 1 ──┤├── cycle 3 ──┤        a second begins while the first is in the air, where both are records
+//!               ├── cycle 2 ──┤├── cycle 4 ──┤    that somebody waits for
 //! ```
 //! Who is told has something to do, all of it before the core looks at its ring again: if they were told first, the disk
 //! would have nothing to do meanwhile.
 
 use std::{mem, pin::pin, time::Duration};
 
-use futures::future::{self, Either};
+use futures::{
+    FutureExt as _, StreamExt as _,
+    future::{self, Either, LocalBoxFuture},
+    stream::FuturesOrdered,
+};
 
 use super::{
     Device, Log, LogError, Over, Trouble, Waiter,
     state::{Cycle, Failures},
 };
+
+/// Cycles in the air.
+const CYCLES_MAX: usize = 2;
 
 /// A batch is written at once when it has this many bytes, whoever waits.
 const BATCH_BYTES: usize = 256 << 10;
@@ -25,47 +34,92 @@ const GATHER: Duration = Duration::from_millis(50);
 
 impl<D: Device> Log<D> {
     pub(super) async fn write(&self) {
+        let mut flights = FuturesOrdered::new();
         let mut over = Vec::new();
         loop {
-            let is_urgent = self.state.borrow().has_urgent_work(self.is_waited_for(), BATCH_BYTES);
-            if !is_urgent {
-                self.tell(mem::take(&mut over));
-            }
-            self.work_gathers().await;
-            // A segment that is being emptied is emptied first.
-            let is_stopping = self.is_stopping.get() && self.has_reclaimed.get();
-            if is_stopping {
-                self.state.borrow_mut().close_all();
-            }
-            let must_sync = is_stopping || self.is_waited_for();
-            if self.state.borrow().has_work(must_sync) {
-                let cycle = self.state.borrow_mut().begin_cycle(must_sync);
-                let told = async {
-                    self.device.submitted().await;
-                    self.tell(mem::take(&mut over));
-                };
-                let (failures, ()) = future::join(self.perform(&cycle), told).await;
+            let landed = {
+                let due = self.cycle_is_due(flights.len());
+                match future::select(pin!(landing(&mut flights)), pin!(due)).await {
+                    Either::Left((landed, _)) => Some(landed),
+                    Either::Right(_) => None,
+                }
+            };
+            if let Some((cycle, failures)) = landed {
                 self.state.borrow_mut().end_cycle(&cycle, &failures);
                 self.tell_of_room();
                 self.ring_if_needed();
+                over.extend(self.take_durable());
+            } else {
+                flights.extend(self.begin(mem::take(&mut over)));
             }
-            over.extend(self.take_durable());
-            if is_stopping && !self.state.borrow().has_work(true) {
+            // Else they are told when the next is with the disk.
+            if !self.is_due(flights.len()) {
+                self.tell(mem::take(&mut over));
+            }
+            let has_stopped = self.is_stopping.get() && self.has_reclaimed.get() && flights.is_empty();
+            if has_stopped && !self.state.borrow().has_work(true) {
                 return self.tell(over);
             }
         }
+    }
+
+    /// Begins a cycle, if there is anything to write. Those who are `over` are told when it is with the disk.
+    fn begin(&self, over: Vec<Over>) -> Option<LocalBoxFuture<'_, (Cycle, Failures)>> {
+        // A segment that is being emptied is emptied first.
+        let is_stopping = self.is_stopping.get() && self.has_reclaimed.get();
+        if is_stopping {
+            self.state.borrow_mut().close_all();
+        }
+        let must_sync = is_stopping || self.is_waited_for();
+        if !self.state.borrow().has_work(must_sync) {
+            self.tell(over);
+            return None;
+        }
+        let cycle = self.state.borrow_mut().begin_cycle(must_sync);
+        let flight = async move {
+            let told = async {
+                self.device.submitted().await;
+                self.tell(over);
+            };
+            let (failures, ()) = future::join(self.perform(&cycle), told).await;
+            (cycle, failures)
+        };
+        Some(flight.boxed_local())
     }
 
     fn is_waited_for(&self) -> bool {
         !self.durable.borrow().is_empty()
     }
 
+    /// Whether a cycle should begin at once, with so many in the air.
+    fn is_due(&self, flight_count: usize) -> bool {
+        match flight_count {
+            0 => self.state.borrow().has_urgent_work(self.is_waited_for(), BATCH_BYTES),
+            CYCLES_MAX.. => false,
+            _ => {
+                let given = self.state.borrow().given();
+                // The last to come waits for the last record, or for nearly the last.
+                let is_waited_for = self.durable.borrow().last().is_some_and(|(sequence, _)| *sequence > given);
+                is_waited_for && !self.is_stopping.get() && self.state.borrow().may_overlap()
+            }
+        }
+    }
+
+    /// Waits until a cycle should begin, with so many in the air.
+    async fn cycle_is_due(&self, flight_count: usize) {
+        if flight_count == 0 {
+            return self.work_gathers().await;
+        }
+        while !self.is_due(flight_count) {
+            self.work.heard().await;
+        }
+    }
+
     /// Waits for something to write, and then for company, unless somebody waits for it.
     async fn work_gathers(&self) {
         let mut gathering = None;
         loop {
-            let is_urgent = self.state.borrow().has_urgent_work(self.is_waited_for(), BATCH_BYTES);
-            if is_urgent || self.has_reclaimed.get() {
+            if self.is_due(0) || self.has_reclaimed.get() {
                 return;
             }
             if gathering.is_none() && self.state.borrow().has_work(false) {
@@ -125,5 +179,13 @@ impl<D: Device> Log<D> {
             // Who has gone needs no answer.
             let _ = tell.send(answer);
         }
+    }
+}
+
+/// What comes back first of those in the air, which is what went first; never, where there are none.
+async fn landing(flights: &mut FuturesOrdered<LocalBoxFuture<'_, (Cycle, Failures)>>) -> (Cycle, Failures) {
+    match flights.next().await {
+        Some(landed) => landed,
+        None => future::pending().await,
     }
 }
