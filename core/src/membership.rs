@@ -15,7 +15,7 @@
 use std::{
     cell::{Cell, RefCell},
     fmt,
-    fs::{self, File, TryLockError},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _, UdpSocket},
     path::{Path, PathBuf},
@@ -504,7 +504,13 @@ impl NodeDir {
         };
         // The clock may have been set back; the number may not.
         let incarnation = now.0.max(last + 1);
-        write_whole(&incarnation_path, &incarnation.to_string()).map_err(failed("write", &incarnation_path))?;
+        write_whole(&incarnation_path, &incarnation.to_string())
+            .or_else(
+                |error| {
+                    if last > 0 && is_full(&error) { write_over(&incarnation_path, incarnation) } else { Err(error) }
+                },
+            )
+            .map_err(failed("write", &incarnation_path))?;
         Ok(Self { identity: Identity { node_id, incarnation }, _lock: lock })
     }
 }
@@ -525,6 +531,22 @@ fn write_whole(path: &Path, line: &str) -> io::Result<()> {
     writeln!(file, "{line}")?;
     file.sync_all()?;
     fs::rename(&unfinished, path)
+}
+
+/// Whether there is no room for a second file beside the one that is there.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
+/// Writes a number over the one that is there, which needs no room: a disk that is full may not keep a node from starting. The
+/// digits are in one sector, which a disk writes as a whole or not at all; and there are as many as before, unless a digit more
+/// is needed.
+fn write_over(path: &Path, number: u64) -> io::Result<()> {
+    // What was begun of the other file is of no use. It may not be there.
+    let _ = fs::remove_file(path.with_extension("new"));
+    let mut file = OpenOptions::new().write(true).open(path)?;
+    file.write_all(format!("{number}\n").as_bytes())?;
+    file.sync_all()
 }
 
 fn random_id() -> io::Result<String> {

@@ -16,7 +16,7 @@ use std::{
     cell::{Cell, RefCell},
     fmt, io,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
     thread,
@@ -50,7 +50,7 @@ use milena_net::{
 use milena_proto::{generated::DESCRIPTORS, limits, placement, router_server::JoinRequest};
 use milena_storage::{
     Error, Timestamp,
-    log::{self, Disk, Keeper, Log, LogSettings, OpenError, Opened, RehomeError, Trouble},
+    log::{self, Disk, Keeper, Log, LogSettings, OpenError, Opened, RehomeError, SuperblockError, Trouble},
     object::{self, Object, Pools, StoreConfig},
 };
 
@@ -111,6 +111,8 @@ pub enum StartError {
     Rehome(RehomeError),
     Disk(OpenError),
     NoStore { node_dir: PathBuf, debts: u64 },
+    NoDisk { node_dir: PathBuf, debts: u64 },
+    Unusable { log_dir: PathBuf, why: SuperblockError },
     Listen(ListenError),
     Store(Error),
     Threads(io::Error),
@@ -527,6 +529,7 @@ async fn tell_troubles(core: usize, log: Rc<Log<Disk>>) {
 /// those of another number of cores, what they hold has moved before.
 fn open_logs(settings: &Settings, incarnation: u64) -> Result<Vec<Option<Opened>>, StartError> {
     if settings.disk_bytes == 0 {
+        refuse_debts(&settings.node_dir)?;
         return Ok((0..settings.cores).map(|_| None).collect());
     }
     let count = u16::try_from(settings.cores).expect("at most CORES_MAX");
@@ -543,6 +546,9 @@ fn open_logs(settings: &Settings, incarnation: u64) -> Result<Vec<Option<Opened>
     if let Some(rehomed) = rehomed {
         tracing::info!("log: {rehomed}; took {:.1?}", begun.elapsed());
     }
+    if settings.write_mode == WriteMode::Back {
+        logs.iter().try_for_each(refuse_unusable)?;
+    }
     let opened = thread::scope(|scope| {
         let opening: Vec<_> = logs.iter().map(|log| scope.spawn(|| open_log(log))).collect();
         let opened = opening.into_iter().map(|opening| opening.join().expect("a panic ends the process"));
@@ -554,6 +560,28 @@ fn open_logs(settings: &Settings, incarnation: u64) -> Result<Vec<Option<Opened>
         return Err(StartError::NoStore { node_dir: settings.node_dir.clone(), debts });
     }
     Ok(opened.into_iter().map(Some).collect())
+}
+
+/// Without a disk nobody would upload what the logs of an earlier start owe the store; a later start with one would, over
+/// whatever was written meanwhile.
+fn refuse_debts(node_dir: &Path) -> Result<(), StartError> {
+    let owed = log::owed(node_dir).map_err(StartError::Rehome)?;
+    for (dir, why) in owed.unknown {
+        tracing::warn!(
+            "log: DISK is 0, and {} cannot be read: {why}; writes in it that the store does not have stay there",
+            dir.display()
+        );
+    }
+    if owed.debts == 0 { Ok(()) } else { Err(StartError::NoDisk { node_dir: node_dir.to_owned(), debts: owed.debts }) }
+}
+
+/// In write mode `back` a log that cannot be read may be all there is of writes that were acknowledged. To begin an empty one in
+/// its place is for an operator to decide.
+fn refuse_unusable(log: &LogSettings) -> Result<(), StartError> {
+    match log::unusable(&log.dir).map_err(StartError::Disk)? {
+        None => Ok(()),
+        Some(why) => Err(StartError::Unusable { log_dir: log.dir.clone(), why }),
+    }
 }
 
 fn open_log(settings: &LogSettings) -> Result<Opened, StartError> {
@@ -839,6 +867,18 @@ impl fmt::Display for StartError {
                 "--store none: {debts} writes in {0} wait for the store they were made with; start once with that STORE, \
                  until milena_log_dirty_bytes is 0, or remove {0}/log-*, which loses them",
                 node_dir.display()
+            ),
+            Self::NoDisk { node_dir, debts } => write!(
+                f,
+                "--disk 0: {debts} writes in {0} wait for the store; start once with the former DISK, until \
+                 milena_log_dirty_bytes is 0, or remove {0}/log-*, which loses them",
+                node_dir.display()
+            ),
+            Self::Unusable { log_dir, why } => write!(
+                f,
+                "cannot open {0}: {why}, and with --write-mode back it may have writes that the store does not have; nothing \
+                 was changed; bring {0}/superblock back from a copy, or remove it to begin with an empty log, which loses them",
+                log_dir.display()
             ),
             Self::Listen(error) => error.fmt(f),
             Self::Store(error) => error.fmt(f),

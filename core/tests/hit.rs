@@ -1,8 +1,9 @@
 //! What a Get costs that memory answers, from the bytes of its request to the bytes of its answer, as an allocator sees it.
 
+#[path = "../../storage/tests/support/counting.rs"]
+mod counting;
+
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    cell::Cell,
     io::IoSlice,
     net::{IpAddr, Ipv4Addr},
     rc::Rc,
@@ -29,31 +30,7 @@ use milena_proto::{
 use milena_storage::object::Object;
 use prost::Message as _;
 
-/// Counts what this thread asks for.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-    static ALLOCATED_BYTES: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: everything is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        ALLOCATED_BYTES.set(ALLOCATED_BYTES.get() + layout.size());
-        // SAFETY: the caller's promises are those of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
+use counting::{Counts, counts};
 
 /// A client and a node's core, with no socket between them.
 struct Pair {
@@ -150,13 +127,13 @@ fn put(key: &'static str, value_bytes: usize) -> Vec<u8> {
 fn cost(pair: &mut Pair, key: &'static str, count: usize) -> (usize, usize) {
     (0..count).for_each(|_| pair.ask(CACHE_GET.path, get(key)));
     let bytes = take(&mut pair.client);
-    let before = (ALLOCATIONS.get(), ALLOCATED_BYTES.get());
+    let before = counts();
     pair.node.receive(&bytes, pair.now);
-    let cost = (ALLOCATIONS.get() - before.0, ALLOCATED_BYTES.get() - before.1);
+    let Counts { allocations, allocated_bytes, .. } = before.until_now();
     let (answer_count, message_bytes) = pair.turn_client();
     assert_eq!(answer_count, count);
     assert!(message_bytes > count * 100, "all of them hit");
-    cost
+    (allocations, allocated_bytes)
 }
 
 #[test]
@@ -186,9 +163,9 @@ fn a_batch_of_hits_allocates_nothing_for_each_key() {
     let mut cost = |key_count: usize| {
         pair.ask(CACHE_BATCH_GET.path, batch(key_count));
         let bytes = take(&mut pair.client);
-        let before = ALLOCATIONS.get();
+        let before = counts();
         pair.node.receive(&bytes, pair.now);
-        let allocations = ALLOCATIONS.get() - before;
+        let allocations = before.until_now().allocations;
         let (answer_count, message_bytes) = pair.turn_client();
         assert_eq!(answer_count, 1);
         assert!(message_bytes > key_count * 100, "all of them hit");

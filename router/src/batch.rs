@@ -4,7 +4,7 @@
 //!   message ─ keys ─▶ limits ─▶ view: slot, core of each ─┬ all the same ─▶ the same bytes, another path; answer as it comes
 //!                                                         └ several: one message for each, all at once
 //!                                                              │ a part fails and may be repeated: parted by the newest
-//!                                                              ▼ table, and each once more
+//!                                                              ▼ table, and each of those asked for
 //!   answer ◀── results in the order of the entries ◀──────── joined, as far as JOINED_BYTES_MAX allows
 //! ```
 //! What is asked of a node, and whether once more, follows the rules of a single call, for each part (`forward.rs`).
@@ -78,17 +78,15 @@ pub(crate) async fn forward(desk: Rc<Desk>, call: Forwarded, request: Request) -
     {
         let mut air = InTheAir::begin(&desk);
         // Its answer is passed on as it comes. Only what has to be asked again may come apart.
-        let outcomes = match batch.ask_untouched(&desk, whole, deadline).await {
+        let failed = match batch.ask_untouched(&desk, whole, deadline).await {
             Ok(reply) => return Ok(reply),
-            Err(failure) if may_try_again(&desk, call, &failure, &mut air, deadline).await => {
-                batch.ask_again(&desk, whole.clone(), deadline).await
-            }
-            Err(failure) => vec![(whole.clone(), Err(failure))],
+            Err(failure) => (whole.clone(), Err(failure)),
         };
-        answer.take_all(outcomes)?;
+        answer.take_all(batch.settle(&desk, failed, &mut air, deadline).await)?;
         return Ok(answer.into_reply());
     }
-    let mut parts: FuturesUnordered<_> = parts.into_iter().map(|part| batch.ask_twice(&desk, part, deadline)).collect();
+    let mut parts: FuturesUnordered<_> =
+        parts.into_iter().map(|part| batch.ask_until_settled(&desk, part, deadline)).collect();
     while let Some(outcomes) = parts.next().await {
         answer.take_all(outcomes)?;
     }
@@ -223,21 +221,27 @@ impl<'a> Batch<'a> {
         Ok(Taken { answer: answer.freeze(), room })
     }
 
-    /// The same, and once more if the rules allow it.
-    async fn ask_twice(&self, desk: &Desk, part: Part, deadline: Instant) -> Vec<Outcome> {
+    /// The same, and again as far as the rules allow it.
+    async fn ask_until_settled(&self, desk: &Desk, part: Part, deadline: Instant) -> Vec<Outcome> {
         let mut air = InTheAir::begin(desk);
-        match self.ask(desk, part, deadline).await {
-            (part, Err(failure)) if may_try_again(desk, self.call, &failure, &mut air, deadline).await => {
-                self.ask_again(desk, part, deadline).await
-            }
-            outcome => vec![outcome],
-        }
+        let asked = self.ask(desk, part, deadline).await;
+        self.settle(desk, asked, &mut air, deadline).await
     }
 
-    /// Asks the owners of a part by the view of this moment, which may be several by now.
-    async fn ask_again(&self, desk: &Desk, part: Part, deadline: Instant) -> Vec<Outcome> {
-        let parts = self.split(&desk.view.borrow(), part);
-        join_all(parts.into_iter().map(|part| self.ask(desk, part, deadline))).await
+    /// Asks again for what has failed and may be repeated: the owners by the view of that moment, which may be several by then.
+    async fn settle(&self, desk: &Desk, asked: Outcome, air: &mut InTheAir<'_>, deadline: Instant) -> Vec<Outcome> {
+        let mut settled = Vec::new();
+        let mut open = vec![asked];
+        while let Some((part, outcome)) = open.pop() {
+            match outcome {
+                Err(failure) if may_try_again(desk, self.call, &failure, air, deadline).await => {
+                    let parts = self.split(&desk.view.borrow(), part);
+                    open.extend(join_all(parts.into_iter().map(|part| self.ask(desk, part, deadline))).await);
+                }
+                outcome => settled.push((part, outcome)),
+            }
+        }
+        settled
     }
 
     /// The batch of these entries alone. Large values stay where they are.

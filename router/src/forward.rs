@@ -104,14 +104,16 @@ pub(crate) async fn may_try_again(
     deadline: Instant,
 ) -> bool {
     let has_time = deadline.saturating_duration_since(Instant::now()) >= DEADLINE_MIN;
-    if !(has_time && failure.may_be_repeated(call.access) && air.begin_retry()) {
-        return false;
-    }
-    if let Failure::NotOwner(status) = failure {
-        catch_up::with(desk, status, deadline).await;
-    }
-    desk.stats.borrow_mut().retries += 1;
-    true
+    let may_again = has_time
+        && match failure {
+            Failure::NotOwner { status, asked_by } => {
+                catch_up::with(desk, status, deadline).await;
+                air.begin_redirect(desk.view.borrow().epoch() > *asked_by)
+            }
+            _ => failure.may_be_repeated(call.access) && air.begin_retry(),
+        };
+    desk.stats.borrow_mut().retries += u64::from(may_again);
+    may_again
 }
 
 pub(crate) fn pass_on(answer: Answer) -> Reply {
@@ -126,6 +128,8 @@ pub(crate) struct Reached<'a> {
     in_the_air: Asked<'a>,
     /// Held until the answer is there: it ends with its last holder.
     channel: Channel,
+    /// By which the owner was found.
+    epoch: u64,
 }
 
 /// The owner of `key` by the view of this moment, if it may be asked.
@@ -161,7 +165,7 @@ pub(crate) fn reach<'a>(
         desk.channels.borrow_mut().to(address).map_err(|error| {
             Failure::Ours(Status::new(Code::Unavailable, format!("node {}: {error}", owner.member)))
         })?;
-    Ok(Reached { in_the_air, channel })
+    Ok(Reached { in_the_air, channel, epoch: view.epoch() })
 }
 
 impl Reached<'_> {
@@ -178,7 +182,9 @@ impl Reached<'_> {
             Err(error) => ending(error),
         });
         outcome.map_err(|error| match error.done {
-            Done::Answered if error.status.owner_epoch().is_some() => Failure::NotOwner(error.status),
+            Done::Answered if error.status.owner_epoch().is_some() => {
+                Failure::NotOwner { status: error.status, asked_by: self.epoch }
+            }
             Done::Answered => Failure::Theirs(error.status),
             Done::No | Done::Unknown => Failure::Broken(error),
         })
@@ -204,7 +210,12 @@ pub(crate) enum Failure {
     /// The node's answer.
     Theirs(Status),
     /// The node's answer: it does not own the key, and has done nothing.
-    NotOwner(Status),
+    NotOwner {
+        /// Names the node's table.
+        status: Status,
+        /// The epoch of ours, by which it was asked.
+        asked_by: u64,
+    },
     /// No answer.
     Broken(CallError),
 }
@@ -212,8 +223,7 @@ pub(crate) enum Failure {
 impl Failure {
     fn may_be_repeated(&self, access: Access) -> bool {
         match self {
-            Self::Ours(_) | Self::Theirs(_) => false,
-            Self::NotOwner(_) => true,
+            Self::Ours(_) | Self::Theirs(_) | Self::NotOwner { .. } => false,
             Self::Broken(error) => error.status.code == Code::Unavailable && access.may_repeat(error.done == Done::No),
         }
     }
@@ -221,7 +231,11 @@ impl Failure {
     pub(crate) fn into_status(self, access: Access) -> Status {
         match self {
             Self::Ours(status) => status,
-            Self::Theirs(mut status) | Self::NotOwner(mut status) => {
+            // Whoever asks a router can do nothing about whom it asked, but ask again.
+            Self::NotOwner { .. } => {
+                Status::new(Code::Unavailable, "the nodes do not agree yet who owns the key; nothing was done")
+            }
+            Self::Theirs(mut status) => {
                 status.trailers.retain(|(name, _)| metadata::is_custom(name) || *name == RETRY_PUSHBACK);
                 status
             }
@@ -261,12 +275,13 @@ impl Drop for Asked<'_> {
 pub(crate) struct InTheAir<'a> {
     desk: &'a Desk,
     is_retried: bool,
+    is_redirected: bool,
 }
 
 impl<'a> InTheAir<'a> {
     pub(crate) fn begin(desk: &'a Desk) -> Self {
         desk.peers.borrow_mut().begin_request();
-        Self { desk, is_retried: false }
+        Self { desk, is_retried: false, is_redirected: false }
     }
 
     /// Once at most.
@@ -274,6 +289,17 @@ impl<'a> InTheAir<'a> {
         let may_retry = !self.is_retried && self.desk.peers.borrow_mut().begin_retry();
         self.is_retried |= may_retry;
         may_retry
+    }
+
+    /// As often as there is a newer table to ask by; and once by the same one, because the node may have heard of its table
+    /// from a core of this router that did not know ours yet.
+    ///
+    /// The budget of retries does not count them: a change of the table has nearly everything in the air refused at once, and
+    /// a refusal has cost its node nothing.
+    fn begin_redirect(&mut self, is_newer: bool) -> bool {
+        let may_redirect = is_newer || !self.is_redirected;
+        self.is_redirected |= !is_newer;
+        may_redirect
     }
 }
 
@@ -362,7 +388,6 @@ mod tests {
     #[test]
     fn a_write_that_certainly_was_not_done_is_repeated() {
         assert!(broken(Code::Unavailable, Done::No).may_be_repeated(Access::Write));
-        assert!(Failure::NotOwner(Status::not_owner(7)).may_be_repeated(Access::Write));
     }
 
     #[test]

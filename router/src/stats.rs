@@ -160,7 +160,7 @@ pub fn page(gathered: &Gathered<Report>) -> String {
         let help = "Requests turned away by a rate limit";
         page.counter("milena_router_rate_limited_total", help, &[("by", by.name())], sum.limited[by as usize]);
     }
-    page.counter("milena_router_retries_total", "Requests sent to a node a second time", &[], sum.retries);
+    page.counter("milena_router_retries_total", "Requests that were sent to a node again", &[], sum.retries);
     page.gauge("milena_router_inflight", "Calls to nodes in the air", &[], sum.inflight as f64);
     page.counter(fault::METRIC, fault::METRIC_HELP, &[], sum.faults);
     let help = "Breakers that are open: pairs of a core and a node";

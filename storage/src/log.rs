@@ -77,8 +77,8 @@ use milena_proto::key::{Key, KeyRef};
 
 pub use device::{Device, DeviceError, Disk};
 pub use dirty::{Change, Debt, DebtError, Known};
-pub use inspect::{InspectError, Inspection, SegmentInspection, inspect};
-pub use open::{LOG_BYTES_MIN, LogSettings, OpenError, Opened, Opening, SEGMENTS_MIN, open};
+pub use inspect::{InspectError, Inspection, Owed, SegmentInspection, inspect, owed};
+pub use open::{LOG_BYTES_MIN, LogSettings, OpenError, Opened, Opening, SEGMENTS_MIN, open, unusable};
 pub use rehome::{Lack, RehomeError, Rehomed, log_dir, rehome};
 pub use segment::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_MAX};
 pub use state::Counts;

@@ -1,10 +1,9 @@
 //! The memory tier against a plain list that forgets nothing by itself, and its costs as an allocator sees them.
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    cell::Cell,
-    env,
-};
+#[path = "support/counting.rs"]
+mod counting;
+
+use std::env;
 
 use bytes::Bytes;
 use milena_proto::key::{Key, KeyRef};
@@ -13,32 +12,7 @@ use milena_storage::{
     memory::{BUDGET_BYTES_MIN, Lookup, Memory},
 };
 
-/// Counts what this thread holds, as it was asked for: rounding is the allocator's own.
-struct Counting;
-
-thread_local! {
-    static HELD_BYTES: Cell<isize> = const { Cell::new(0) };
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: everything is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        HELD_BYTES.set(HELD_BYTES.get() + layout.size().cast_signed());
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promises are those of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        HELD_BYTES.set(HELD_BYTES.get() - layout.size().cast_signed());
-        // SAFETY: as above.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
+use counting::counts;
 
 /// splitmix64: enough for tests, and the same everywhere.
 struct Random(u64);
@@ -246,11 +220,11 @@ fn a_sweep_drops_what_has_ended_and_nothing_else() {
 #[test]
 fn lives_that_are_replaced_again_and_again_cost_nothing() {
     let mut tier = Tier::new();
-    let before_bytes = HELD_BYTES.get();
+    let before = counts();
     for number in 0..200_000 {
         tier.put("a", &expiring(b"x", NOW.0 + 1 + number % 5_000));
     }
-    assert!(HELD_BYTES.get() - before_bytes < 200_000);
+    assert!(before.until_now().held_bytes < 200_000);
 }
 
 #[test]
@@ -291,16 +265,16 @@ fn a_hit_allocates_nothing() {
     }
     let names = ["k0", "k1", "k500"].map(key);
     tier.get("k999"); // who reads what was just written pays once for its block
-    let before = ALLOCATIONS.get();
+    let before = counts();
     for name in &names {
         assert!(matches!(tier.0.get(name.as_ref(), NOW), Lookup::Hit(_)));
     }
-    assert_eq!(ALLOCATIONS.get(), before);
+    assert_eq!(before.until_now().allocations, 0);
 }
 
 #[test]
 fn an_entry_costs_at_most_forty_bytes_beyond_key_version_and_value() {
-    let before_bytes = HELD_BYTES.get();
+    let before = counts();
     let mut memory = Memory::new(256 << 20, 0);
     let count = 87_000_u64; // tables two thirds full, as they are on average
     let (mut own_bytes, etag) = (0, version(&"e".repeat(32)));
@@ -312,7 +286,7 @@ fn an_entry_costs_at_most_forty_bytes_beyond_key_version_and_value() {
         assert!(memory.insert(key(&name).as_ref(), &entry, None, NOW));
     }
     assert_eq!(memory.figures().evictions, 0);
-    let held_bytes = (HELD_BYTES.get() - before_bytes).cast_unsigned();
+    let held_bytes = before.until_now().held_bytes.cast_unsigned();
     let overhead = (held_bytes - own_bytes) as f64 / count as f64;
     let counted_bytes = memory.figures().held_bytes;
     println!("{overhead:.1} bytes an entry; {counted_bytes} counted, {held_bytes} held");
@@ -324,7 +298,7 @@ fn an_entry_costs_at_most_forty_bytes_beyond_key_version_and_value() {
 #[test]
 fn what_is_counted_is_what_is_held_after_much_coming_and_going() {
     const BUDGET_BYTES: u64 = 8 << 20;
-    let before_bytes = HELD_BYTES.get();
+    let before = counts();
     let mut random = Random(1);
     let mut tier = Tier(Memory::new(BUDGET_BYTES as usize, 0));
     let mut used_bytes_sum = 0;
@@ -341,7 +315,7 @@ fn what_is_counted_is_what_is_held_after_much_coming_and_going() {
             used_bytes_sum += figures.value_bytes + figures.key_bytes;
         }
         if round % 100 == 0 {
-            let held_bytes = (HELD_BYTES.get() - before_bytes) as u64;
+            let held_bytes = before.until_now().held_bytes as u64;
             assert!(figures.held_bytes <= BUDGET_BYTES && held_bytes <= BUDGET_BYTES, "{figures:?}, held {held_bytes}");
             assert!(held_bytes as f64 >= 0.9 * figures.held_bytes as f64, "{figures:?}, held {held_bytes}");
         }

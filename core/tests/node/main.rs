@@ -1,6 +1,7 @@
 //! A whole node in this process, asked over gRPC on real sockets by our own client.
 
 mod alone;
+mod owed;
 mod rehome;
 
 use std::{

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use super::*;
 
 /// Memory for two entries, so that the disk has to answer.
-fn with_disk(config: &mut Config, core_count: usize) {
+pub(super) fn with_disk(config: &mut Config, core_count: usize) {
     config.cores = Some(core_count.to_string());
     config.disk = Some("8MiB".to_owned());
     config.lru_size = Some("2".to_owned());
@@ -45,7 +45,7 @@ fn every_value_is_still_answered_from_disk_after_a_start_with_another_number_of_
 }
 
 /// A node that acknowledges before the store has it.
-fn start_back(dir: &Path, core_count: usize) -> Running {
+pub(super) fn start_back(dir: &Path, core_count: usize) -> Running {
     start(dir, |config| {
         with_disk(config, core_count);
         config.store = Some(format!("file://{}", dir.join("store").display()));
@@ -54,17 +54,17 @@ fn start_back(dir: &Path, core_count: usize) -> Running {
 }
 
 /// Takes the store away, and puts something in its place that is none.
-fn take_store_away(dir: &Path) {
+pub(super) fn take_store_away(dir: &Path) {
     fs::rename(dir.join("store"), dir.join("away")).unwrap();
     fs::write(dir.join("store"), b"").unwrap();
 }
 
-fn bring_store_back(dir: &Path) {
+pub(super) fn bring_store_back(dir: &Path) {
     fs::remove_file(dir.join("store")).unwrap();
     fs::rename(dir.join("away"), dir.join("store")).unwrap();
 }
 
-fn wait_until_uploaded(node: &Running) {
+pub(super) fn wait_until_uploaded(node: &Running) {
     let end = Instant::now() + PATIENCE;
     while figure(node, "milena_log_dirty_bytes{") > 0.0 {
         assert!(Instant::now() < end, "not uploaded");

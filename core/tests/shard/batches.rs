@@ -36,6 +36,17 @@ fn put(name: &str, value: &str) -> Change {
     Change::Put(key(name), write(value))
 }
 
+/// Answers what `batch` asks of the store, one by one; it never asks for more than `most` at a time.
+fn work_on_all<T>(node: &mut Node, batch: &mut Started<T>, most: usize) {
+    while node.store.in_the_air_count() > 0 {
+        node.store.work_on(0);
+        node.store.answer(0, false);
+        batch.is_done();
+        node.turn();
+        assert!(node.store.in_the_air_count() <= most);
+    }
+}
+
 /// The values by index.
 fn values(found: Result<Found, Failure>) -> Vec<Option<String>> {
     let mut found = found.unwrap();
@@ -120,13 +131,7 @@ fn no_more_reads_of_a_batch_wait_at_a_time_than_there_may() {
         let mut batch = node.start_get_many(0, &names, BYTES_MAX);
         node.turn();
         assert_eq!(node.store.get_count(), READS_MAX);
-        while node.store.in_the_air_count() > 0 {
-            node.store.work_on(0);
-            node.store.answer(0, false);
-            batch.is_done();
-            node.turn();
-            assert!(node.store.in_the_air_count() <= READS_MAX);
-        }
+        work_on_all(&mut node, &mut batch, READS_MAX);
         assert_eq!(values(batch.finish()), vec![None; READS_MAX + 10]);
     }
 }
@@ -249,13 +254,7 @@ fn no_more_writes_of_a_batch_are_under_way_than_there_may() {
     let changes = (0..WRITES_MAX + 10).map(|number| put(&format!("k{number}"), "v")).collect();
     let mut batch = node.start_write_many(0, changes);
     assert_eq!(node.store.write_count(), WRITES_MAX);
-    while node.store.in_the_air_count() > 0 {
-        node.store.work_on(0);
-        node.store.answer(0, false);
-        batch.is_done();
-        node.turn();
-        assert!(node.store.in_the_air_count() <= WRITES_MAX);
-    }
+    work_on_all(&mut node, &mut batch, WRITES_MAX);
     assert!(outcomes(batch.finish()).iter().all(Result::is_ok));
 }
 

@@ -5,11 +5,14 @@ use std::{future::Future, net::SocketAddr, sync::LazyLock, time::Duration};
 use bytes::Bytes;
 use milena_proto::{
     method::{
-        CACHE_DELETE, CACHE_GET, CACHE_PUT, Method, ROUTER_DELETE, ROUTER_GET, ROUTER_JOIN, ROUTER_PUT, ROUTER_TOPOLOGY,
+        CACHE_BATCH_DELETE, CACHE_BATCH_GET, CACHE_BATCH_PUT, CACHE_DELETE, CACHE_GET, CACHE_PUT, Method,
+        ROUTER_BATCH_DELETE, ROUTER_BATCH_GET, ROUTER_BATCH_PUT, ROUTER_DELETE, ROUTER_GET, ROUTER_JOIN, ROUTER_PUT,
+        ROUTER_TOPOLOGY,
     },
     router_server::{
+        BatchDeleteRequest, BatchDeleteResponse, BatchGetRequest, BatchGetResponse, BatchPutRequest, BatchPutResponse,
         DeleteRequest, DeleteResponse, GetRequest, GetResponse, JoinRequest, JoinResponse, PutRequest, PutResponse,
-        TopologyRequest, TopologyResponse,
+        PutResult, TopologyRequest, TopologyResponse,
     },
 };
 use tokio::runtime::Runtime;
@@ -33,19 +36,47 @@ const DEADLINE: Duration = Duration::from_secs(20);
 #[derive(Clone)]
 pub(crate) struct Client {
     channel: Channel,
-    /// The paths of Get, Put and Delete. Their messages have the same bytes on nodes and routers.
-    paths: [&'static str; 3],
+    paths: Paths,
 }
+
+/// Where the calls are found. Their messages have the same bytes on nodes and routers.
+#[derive(Clone, Copy)]
+struct Paths {
+    get: &'static str,
+    put: &'static str,
+    delete: &'static str,
+    batch_get: &'static str,
+    batch_put: &'static str,
+    batch_delete: &'static str,
+}
+
+const OF_ROUTERS: Paths = Paths {
+    get: ROUTER_GET.path,
+    put: ROUTER_PUT.path,
+    delete: ROUTER_DELETE.path,
+    batch_get: ROUTER_BATCH_GET.path,
+    batch_put: ROUTER_BATCH_PUT.path,
+    batch_delete: ROUTER_BATCH_DELETE.path,
+};
+
+const OF_NODES: Paths = Paths {
+    get: CACHE_GET.path,
+    put: CACHE_PUT.path,
+    delete: CACHE_DELETE.path,
+    batch_get: CACHE_BATCH_GET.path,
+    batch_put: CACHE_BATCH_PUT.path,
+    batch_delete: CACHE_BATCH_DELETE.path,
+};
 
 impl Client {
     /// A client of the router at `address`.
     pub(crate) fn router(address: SocketAddr) -> Self {
-        Self { channel: connect(address), paths: [ROUTER_GET.path, ROUTER_PUT.path, ROUTER_DELETE.path] }
+        Self { channel: connect(address), paths: OF_ROUTERS }
     }
 
     /// A client of the node at `address`.
     pub(crate) fn node(address: SocketAddr) -> Self {
-        Self { channel: connect(address), paths: [CACHE_GET.path, CACHE_PUT.path, CACHE_DELETE.path] }
+        Self { channel: connect(address), paths: OF_NODES }
     }
 
     /// The whole answer to a Get.
@@ -54,7 +85,7 @@ impl Client {
     /// The status of the call.
     pub(crate) fn answer(&self, key: &str, deadline: Duration) -> Result<GetResponse, Status> {
         let request = GetRequest { key: Bytes::copy_from_slice(key.as_bytes()), bucket: "default".to_owned() };
-        self.call(self.paths[0], request, deadline)
+        self.call(self.paths.get, request, deadline)
     }
 
     /// The value, or `None` for a miss.
@@ -69,7 +100,7 @@ impl Client {
     pub(crate) fn get_many(&self, key: &str, count: usize) -> Vec<Result<Option<Bytes>, Status>> {
         let calls = (0..count).map(|_| {
             let request = GetRequest { key: Bytes::copy_from_slice(key.as_bytes()), bucket: "default".to_owned() };
-            RUNTIME.spawn(call::<_, GetResponse>(self.channel.clone(), self.paths[0], request, DEADLINE))
+            RUNTIME.spawn(call::<_, GetResponse>(self.channel.clone(), self.paths.get, request, DEADLINE))
         });
         let calls: Vec<_> = calls.collect();
         let answers = calls.into_iter().map(|call| block_on(call).expect("it does not panic"));
@@ -95,7 +126,7 @@ impl Client {
             value: Bytes::copy_from_slice(value.as_bytes()),
             ..how
         };
-        let answer: PutResponse = self.call(self.paths[1], request, DEADLINE)?;
+        let answer: PutResponse = self.call(self.paths.put, request, DEADLINE)?;
         assert!(answer.successful, "a Put that is not done has a status");
         Ok(answer.version)
     }
@@ -110,8 +141,40 @@ impl Client {
             bucket: "default".to_owned(),
             ..DeleteRequest::default()
         };
-        let _: DeleteResponse = self.call(self.paths[2], request, DEADLINE)?;
+        let _: DeleteResponse = self.call(self.paths.delete, request, DEADLINE)?;
         Ok(())
+    }
+
+    /// The values of all these keys, or `None` for a miss.
+    ///
+    /// # Errors
+    /// The status of the call.
+    pub(crate) fn batch_get(&self, keys: &[String]) -> Result<Vec<Option<Bytes>>, Status> {
+        let request = BatchGetRequest { bucket: "default".to_owned(), keys: named(keys) };
+        let answer: BatchGetResponse = self.call(self.paths.batch_get, request, DEADLINE)?;
+        Ok(answer.results.into_iter().map(|found| found.successful.then_some(found.value)).collect())
+    }
+
+    /// Writes one value under all these keys; what became of each.
+    ///
+    /// # Errors
+    /// The status of the call.
+    pub(crate) fn batch_put(&self, keys: &[String], value: &str) -> Result<Vec<PutResult>, Status> {
+        let value = Bytes::copy_from_slice(value.as_bytes());
+        let put = |key| PutRequest { key, bucket: "default".to_owned(), value: value.clone(), ..PutRequest::default() };
+        let request = BatchPutRequest { entries: named(keys).into_iter().map(put).collect() };
+        let answer: BatchPutResponse = self.call(self.paths.batch_put, request, DEADLINE)?;
+        Ok(answer.results)
+    }
+
+    /// Removes what is under all these keys; what became of each.
+    ///
+    /// # Errors
+    /// The status of the call.
+    pub(crate) fn batch_delete(&self, keys: &[String]) -> Result<Vec<PutResult>, Status> {
+        let request = BatchDeleteRequest { bucket: "default".to_owned(), keys: named(keys) };
+        let answer: BatchDeleteResponse = self.call(self.paths.batch_delete, request, DEADLINE)?;
+        Ok(answer.results)
     }
 
     /// The router's table.
@@ -145,6 +208,10 @@ impl Client {
     {
         block_on(call(self.channel.clone(), path, message, deadline))
     }
+}
+
+fn named(keys: &[String]) -> Vec<Bytes> {
+    keys.iter().map(|key| Bytes::copy_from_slice(key.as_bytes())).collect()
 }
 
 /// One unary call.

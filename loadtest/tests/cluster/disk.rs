@@ -146,6 +146,30 @@ fn a_node_whose_disk_becomes_full_goes_on_with_its_log() {
     node.kill();
 }
 
+#[test]
+fn a_node_whose_disk_is_full_starts_again_as_itself_after_a_kill_and_after_a_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut node, small, _mounted) = node_on_small_disk(dir.path(), "size=24m");
+    node.start();
+    Client::node(node.address).put("k", "v").unwrap();
+    let incarnation = small.join(format!("node-{}/incarnation", node.address.port()));
+    let read = || fs::read_to_string(&incarnation).unwrap().trim_end().parse::<u64>().unwrap();
+    let mut last = read();
+    fill_up(&small.join("other"));
+    for turn in 0..3 {
+        if turn == 1 {
+            assert_eq!(node.stop(), Some(0));
+        } else {
+            node.kill();
+        }
+        node.start();
+        assert!(read() > last, "each start is another incarnation");
+        last = read();
+        assert_eq!(Client::node(node.address).get("k").unwrap().as_deref(), Some(&b"v"[..]));
+    }
+    node.kill();
+}
+
 /// A segment that holds something, of any core of the node in `dir`, and all others.
 fn segments(node_dir: &Path) -> Vec<PathBuf> {
     let logs = (0..2).map(|core| node_dir.join(format!("log-{core:03}")));

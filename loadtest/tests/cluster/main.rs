@@ -10,12 +10,14 @@
 //!   store      S3 that is down, slow, refuses, or lies
 //!   disk       the log on disk after a kill, and on disks that are full, too small or read-only
 //!   back       writes that are acknowledged before the store has them
+//!   batches    split by owner, while nodes are killed, join and leave
 //!   answers    what is read under load meanwhile
 //! ```
 //! No test sleeps: it waits for what it is about, up to a bound. Bounds are generous where the contract names none.
 
 mod answers;
 mod back;
+mod batches;
 mod client;
 mod disk;
 #[path = "../../../storage/tests/support/fault_proxy.rs"]

@@ -44,6 +44,9 @@ use prost::Message as _;
 const PATIENCE: Duration = Duration::from_secs(20);
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
+/// What a caller is told when nodes go on refusing a key.
+const UNSETTLED: &str = "the nodes do not agree yet who owns the key; nothing was done";
+
 fn settings(dir: &Path, change: impl FnOnce(&mut Config)) -> Settings {
     let mut config = Config {
         listen_addr: Some("127.0.0.1:0".into()),
@@ -320,7 +323,7 @@ fn a_nodes_status_comes_back_with_its_text_and_trailers() {
 }
 
 #[test]
-fn a_node_that_does_not_own_the_key_is_asked_once_more_and_only_once() {
+fn a_node_that_does_not_own_the_key_is_asked_once_more_by_the_same_table_and_only_once() {
     with_node(
         |_| {},
         |client, node| async move {
@@ -332,7 +335,7 @@ fn a_node_that_does_not_own_the_key_is_asked_once_more_and_only_once() {
             node.say(not_owner());
             node.say(not_owner());
             let status = client.put("k", b"v").await.unwrap_err();
-            assert_eq!((status.code, status.owner_epoch()), (Code::FailedPrecondition, Some(9)));
+            assert_eq!((status.code, &*status.message, status.owner_epoch()), (Code::Unavailable, UNSETTLED, None));
             assert_eq!(node.heard_count(), 4);
         },
     );
@@ -360,6 +363,50 @@ fn a_node_that_knows_a_newer_table_is_believed_and_that_tables_owner_is_asked() 
             let (put, ()) = futures::future::join(client.put(&key, b"v"), joins_meanwhile).await;
             put.unwrap();
             assert_eq!((first.heard_count(), second.heard_count()), (1, 1));
+        },
+    );
+}
+
+#[test]
+fn calls_that_are_refused_because_the_table_changed_are_all_made_again_however_many_there_are() {
+    const CALLS: usize = 50; // A fifth of them may be retried for other reasons.
+    with_node(
+        |_| {},
+        |client, node| async move {
+            (0..CALLS).for_each(|_| node.say(Say::Status(Status::not_owner(1))));
+            let puts = (0..CALLS).map(|_| client.put("k", b"v"));
+            futures::future::try_join_all(puts).await.unwrap();
+            assert_eq!(node.heard_count(), 2 * CALLS);
+        },
+    );
+}
+
+#[test]
+fn a_call_that_each_of_several_tables_sends_to_another_node_arrives_at_the_last() {
+    with_router(
+        |_| {},
+        |client| async move {
+            // One client is enough to make the table change as often as it is refused.
+            let nodes: Vec<_> = (0..4).map(|number| ScriptedNode::start(&format!("n{number}"), 1)).collect();
+            client.join(&nodes[0]).await;
+            let refuse = |epoch| nodes.iter().for_each(|node| node.say(Say::Status(Status::not_owner(epoch))));
+            refuse(2);
+            let heard = || nodes.iter().map(ScriptedNode::heard_count).sum::<usize>();
+            let changes = async {
+                for (count, node) in (1..).zip(&nodes[1..]) {
+                    while heard() < count {
+                        task::sleep(Duration::from_millis(1)).await;
+                    }
+                    nodes.iter().for_each(|node| node.script.borrow_mut().clear());
+                    if count < 3 {
+                        refuse(count as u64 + 2);
+                    }
+                    client.join(node).await;
+                }
+            };
+            let (put, ()) = futures::future::join(client.put("k", b"v"), changes).await;
+            put.unwrap();
+            assert_eq!(heard(), 4, "once by each table");
         },
     );
 }

@@ -1,20 +1,27 @@
-//! Looking at a stopped node's log: every segment, every record, what is alive and what is damaged. Changes nothing.
+//! Looking at a stopped node's log: every segment, every record, what is alive and what is damaged; or only what it owes the
+//! store. Changes nothing.
 //!
 //! ```text
-//!   lock ─▶ superblock ─▶ each segment: header, footer ─▶ index, as a start would build it
+//!   lock ─▶ superblock ─▶ each segment: header, footer ─▶ index and debts, as a start would build them
 //!                                                    └─▶ each record of it: decoded, checksum and all
 //! ```
 
-use std::{fs, fs::File, path::Path};
+use std::{
+    fs,
+    fs::File,
+    path::{Path, PathBuf},
+};
 
 use memmap2::Mmap;
 
 use super::{
     footer::Footer,
     index::Place,
-    open::{OpenError, failed, segment_path, take_lock},
+    open::{OpenError, failed, segment_path, superblock_in, take_lock},
     record::{Kind, Record, Sequence},
     recover::recover,
+    rehome::{RehomeError, logs_in_use},
+    saved,
     scan::scan,
     segment::{SegmentHeader, SegmentNumber},
     state::Found,
@@ -95,6 +102,45 @@ pub fn inspect(dir: &Path) -> Result<Inspection, InspectError> {
         entries: found.entry_count(),
         segments: (0..).zip(&bytes).map(look).collect(),
     })
+}
+
+/// What the logs of a node owe its store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Owed {
+    /// Changes that the store does not have.
+    pub debts: u64,
+    /// Logs of which nobody can tell, and why.
+    pub unknown: Vec<(PathBuf, SuperblockError)>,
+}
+
+/// Looks at all logs in `node_dir`, for a start that uses none of them. Blocks for as long as it takes to read the footers of
+/// their segments; after a clean stop only their indexes.
+///
+/// # Errors
+/// A file cannot be opened, or a process uses a log.
+pub fn owed(node_dir: &Path) -> Result<Owed, RehomeError> {
+    let mut owed = Owed::default();
+    for dir in logs_in_use(node_dir)? {
+        match superblock_in(&dir).map_err(RehomeError::Open)? {
+            Some(Ok(superblock)) => owed.debts += debts_of(&dir, &superblock).map_err(RehomeError::Open)?,
+            Some(Err(why)) => owed.unknown.push((dir, why)),
+            None => {} // A start was cut off before there was a log.
+        }
+    }
+    Ok(owed)
+}
+
+fn debts_of(dir: &Path, superblock: &Superblock) -> Result<u64, OpenError> {
+    let _lock = take_lock(dir)?;
+    let segment_bytes = u32::try_from(superblock.segment_bytes).expect("at most SEGMENT_BYTES_MAX");
+    // A stop saves an index only where there is no debt.
+    let index = dir.join("index");
+    if saved::load(&index, superblock.log_id, segment_bytes, superblock.segment_count as usize).is_some() {
+        return Ok(0);
+    }
+    let maps = maps(dir, superblock.segment_count)?;
+    let bytes: Vec<&[u8]> = maps.iter().map(|map| &map[..]).collect();
+    Ok(recover(superblock.log_id, segment_bytes, &bytes).found.debts.len() as u64)
 }
 
 /// The files of the first segments, mapped. The caller holds the lock.

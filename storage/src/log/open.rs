@@ -7,7 +7,8 @@
 //!     segment-00001 ...
 //!     index             saved.rs; only after a clean stop, and gone before the log is used again
 //! ```
-//! What cannot be used is discarded with a word about it, and the log begins empty: it is a cache. Only a directory that
+//! What cannot be used is discarded with a word about it, and the log begins empty: it is a cache. (Where it is more than that,
+//! because the store may lack what it has, the caller asks [`unusable`] first.) Only a directory that
 //! another process holds, that is another core's, that cannot be written, or that has no room for the smallest log, stops
 //! the start.
 
@@ -270,6 +271,14 @@ pub(super) fn take_lock(dir: &Path) -> Result<File, OpenError> {
         Err(TryLockError::WouldBlock) => Err(OpenError::Locked(dir.to_owned())),
         Err(TryLockError::Error(source)) => Err(failed(&path, "lock")(source)),
     }
+}
+
+/// Why the log in `dir` would begin empty, although there is one.
+///
+/// # Errors
+/// Its superblock cannot be read.
+pub fn unusable(dir: &Path) -> Result<Option<SuperblockError>, OpenError> {
+    Ok(superblock_in(dir)?.and_then(Result::err))
 }
 
 /// The superblock in `dir`, if there is one.

@@ -244,6 +244,21 @@ impl Rehoming<'_> {
     }
 }
 
+/// The directories of the logs that the next start would use, were it with the number of cores that they are of.
+pub(super) fn logs_in_use(node_dir: &Path) -> Result<Vec<PathBuf>, RehomeError> {
+    let mut logs = logs_in(node_dir)?;
+    let complete = node_dir.join("rehomed");
+    if is_there(&complete)? {
+        let new = logs_in(&complete)?;
+        if let Some(first) = new.values().next() {
+            let core_count = usize::from(superblock_of(first)?.core_count);
+            logs.retain(|core, _| *core < core_count);
+            logs.extend(new);
+        }
+    }
+    Ok(logs.into_values().collect())
+}
+
 /// The directories of logs in `dir`, by their cores.
 fn logs_in(dir: &Path) -> Result<BTreeMap<usize, PathBuf>, RehomeError> {
     let list = || -> io::Result<BTreeMap<usize, PathBuf>> {
