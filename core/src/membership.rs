@@ -504,13 +504,11 @@ impl NodeDir {
         };
         // The clock may have been set back; the number may not.
         let incarnation = now.0.max(last + 1);
-        write_whole(&incarnation_path, &incarnation.to_string())
-            .or_else(
-                |error| {
-                    if last > 0 && is_full(&error) { write_over(&incarnation_path, incarnation) } else { Err(error) }
-                },
-            )
-            .map_err(failed("write", &incarnation_path))?;
+        let written = match write_whole(&incarnation_path, &incarnation.to_string()) {
+            Err(error) if last > 0 && is_full(&error) => write_over(&incarnation_path, incarnation),
+            written => written,
+        };
+        written.map_err(failed("write", &incarnation_path))?;
         Ok(Self { identity: Identity { node_id, incarnation }, _lock: lock })
     }
 }

@@ -7,9 +7,14 @@
 //!   on a core    pacer ──gives sends that are due──▶ stream ─▶ connection ─▶ socket
 //!                                                    one task for each, one call at a time
 //! ```
-//! In a closed loop there is no pacer: a stream sends as soon as it is answered. In an open one the pacer waits in a loop for
-//! the next send as long as that is near: a sleeping thread wakes tens of microseconds late, which is more than the
-//! server takes to answer. What it spends so counts as idle.
+//! In a closed loop there is no pacer: a stream sends as soon as it is answered. In an open one the pacer does not sleep while
+//! the next send is near: a sleeping thread wakes tens of microseconds late, which is more than the server takes to answer.
+//! It has the core look at its sockets again and again, so that an answer is seen when it comes, and looks at nothing but the
+//! clock only at the very end. What it spends so counts as idle.
+//!
+//! ```text
+//!   next send   ── more than NEAR ──▶ sleep ── NEAR ──▶ look at the sockets, again and again ── LAST ──▶ the clock ─▶ send
+//! ```
 
 use std::{
     cell::{Cell, RefCell},
@@ -25,6 +30,7 @@ use bytes::Bytes;
 use futures::{
     channel::oneshot,
     future::{Either, join_all, select},
+    poll,
 };
 use milena_net::{
     cores::{Cores, CoresConfig, StartError},
@@ -50,9 +56,11 @@ const NEAR: Duration = Duration::from_millis(3);
 /// A sleep may last this much longer than it should.
 const OVERSLEEP_MAX: Duration = Duration::from_millis(2);
 
-/// Turns that the other tasks of a core get before the pacer looks at nothing but the clock: a connection that reads wakes
-/// streams, and those that send wake the connection once more.
-const SETTLE_TURNS: u32 = 4;
+/// The last part of a gap, in which the clock alone is looked at; more where a look at the sockets takes longer.
+const LAST: Duration = Duration::from_micros(5);
+
+/// A wait that is so short that the core does not sleep for it: it looks at its sockets, and finds that the time is over.
+const LOOK: Duration = Duration::from_micros(1);
 
 /// Calls of the preload that may fail before it is given up, for each stream.
 const PRELOAD_FAILURES_MAX: u32 = 3;
@@ -219,6 +227,10 @@ struct Core<L> {
     pace: Option<RefCell<Pace>>,
     /// Processor time spent waiting in a loop.
     spun: Cell<Duration>,
+    /// Processor time that a look at the sockets takes when nothing comes of it.
+    look_cost: Duration,
+    /// Calls begun and ended.
+    events: Cell<u64>,
     /// Streams that still ask.
     asking: Cell<usize>,
     /// Told when there is nothing more to ask.
@@ -249,6 +261,7 @@ async fn run<L: Load>(
             return None;
         }
     };
+    let look_cost = cost_of_a_look().await;
     tell(Report::Ready { protocol: connections[0].protocol() });
     let begin = begin.recv().await?;
     task::sleep_until(begin).await;
@@ -262,6 +275,8 @@ async fn run<L: Load>(
         load: RefCell::new(load),
         recorder: RefCell::new(Recorder::new(window)),
         spun: Cell::new(Duration::ZERO),
+        look_cost,
+        events: Cell::new(0),
         asking: Cell::new(stream_count),
         exhausted: RefCell::new(Some(tell_exhausted)),
         plan,
@@ -462,8 +477,10 @@ impl<L: Load> Core<L> {
         let value_bytes_out = request.entries.iter().map(|entry| entry.value.len() as u64).sum();
         let Timing { intended, possible } = timing;
         let sent = Instant::now();
+        self.events.set(self.events.get() + 1);
         let result = connection.call(&request, sent + self.plan.deadline).await;
         let done = Instant::now();
+        self.events.set(self.events.get() + 1);
         let keys = operations.len() as u64;
         let call = Call { op, intended, possible, sent, done, keys, value_bytes_out };
         self.recorder.borrow_mut().record(&call, &result);
@@ -481,7 +498,7 @@ impl<L: Load> Core<L> {
     /// Gives the streams what is due until all is over.
     async fn pacer(self: Rc<Self>) {
         let pace = self.pace.as_ref().expect("only an open loop has a pacer");
-        let mut settled = 0;
+        let mut has_looked = false;
         loop {
             let now = Instant::now();
             let step = pace.borrow_mut().step(now.saturating_duration_since(self.begin));
@@ -489,7 +506,7 @@ impl<L: Load> Core<L> {
                 Step::Over => return,
                 Step::Full => poll_fn(|cx| pace.borrow_mut().poll_free(cx)).await,
                 Step::Given => {
-                    settled = 0;
+                    has_looked = false;
                     yield_now().await;
                 }
                 Step::Until(due) => {
@@ -498,30 +515,34 @@ impl<L: Load> Core<L> {
                         task::sleep(left - OVERSLEEP_MAX).await;
                     } else if !self.plan.spin {
                         task::sleep(left).await;
-                    } else if settled < SETTLE_TURNS {
-                        settled += 1;
-                        yield_now().await;
-                    } else if self.spin(self.begin + due) {
-                        settled = 0;
-                        yield_now().await;
+                    } else if left > LAST.max(self.look_cost) || !has_looked {
+                        self.look(has_looked).await;
+                        has_looked = true;
+                    } else {
+                        self.look_at_clock(self.begin + due);
                     }
                 }
             }
         }
     }
 
-    /// Looks at the clock until `due`, or until the core has something else to do, which it answers.
-    fn spin(&self, due: Instant) -> bool {
-        let cpu_before = cost::thread_cpu();
-        let is_wanted = loop {
-            let is_wanted = task::should_yield();
-            if is_wanted || Instant::now() >= due {
-                break is_wanted;
-            }
+    /// Has the core look at its sockets, because nothing is due. All that this takes counts as idle if nothing comes of it;
+    /// otherwise, and when what was given before `is_settled` is sent in it, as much as a look takes of which nothing comes.
+    async fn look(&self, is_settled: bool) {
+        let before = (cost::thread_cpu(), self.events.get());
+        look_at_sockets().await;
+        let took = cost::thread_cpu() - before.0;
+        let is_idle = is_settled && self.events.get() == before.1;
+        self.spun.set(self.spun.get() + if is_idle { took } else { took.min(self.look_cost) });
+    }
+
+    /// Looks at nothing but the clock.
+    fn look_at_clock(&self, until: Instant) {
+        let before = cost::thread_cpu();
+        while Instant::now() < until {
             std::hint::spin_loop();
-        };
-        self.spun.set(self.spun.get() + (cost::thread_cpu() - cpu_before));
-        is_wanted
+        }
+        self.spun.set(self.spun.get() + (cost::thread_cpu() - before));
     }
 
     /// A report for each second, at its end; the last when there is nothing more to ask.
@@ -558,6 +579,31 @@ struct Timing {
     possible: Instant,
 }
 
+/// Has the core look at its sockets and timers once, and run what they wake.
+///
+/// While some task is ready the runtime looks at them once a millisecond and no sooner, so that a task which waits in a loop must
+/// not be: an answer would be seen up to that much late, and the server be called slow for it.
+async fn look_at_sockets() {
+    let mut time = LOOK;
+    loop {
+        let mut look = pin!(task::sleep(time));
+        if poll!(&mut look).is_pending() {
+            return look.await;
+        }
+        time *= 2; // It was over before anybody could wait for it.
+    }
+}
+
+/// The mean of a few, while nothing is in the air.
+async fn cost_of_a_look() -> Duration {
+    const LOOKS: u32 = 64;
+    let before = cost::thread_cpu();
+    for _ in 0..LOOKS {
+        look_at_sockets().await;
+    }
+    (cost::thread_cpu() - before) / LOOKS
+}
+
 /// Lets the other tasks of this core have a turn.
 async fn yield_now() {
     let mut has_yielded = false;
@@ -573,12 +619,39 @@ async fn yield_now() {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpStream;
+
+    use milena_net::tcp::{ListenOptions, listen};
+
     use super::*;
 
     fn ends(warmup_s: f64, duration_s: f64) -> Vec<f64> {
         let [from, to] = [warmup_s, warmup_s + duration_s].map(Duration::from_secs_f64);
         let phases = Phases { measured_from: from, measured_to: to, end: to };
         second_ends(&phases).iter().map(Duration::as_secs_f64).collect()
+    }
+
+    #[test]
+    fn whoever_waits_in_a_loop_hears_of_a_socket_at_once_and_not_when_the_runtime_happens_to_look() {
+        const LOOKS_MAX: u32 = 20; // With a task that is always ready it takes thousands of turns.
+        let core = || async {
+            let mut listener = listen("127.0.0.1:0".parse().unwrap(), ListenOptions::default()).unwrap();
+            let address = listener.local_addr();
+            let mut accepted = spawn(async move { drop(listener.accept().await.unwrap()) });
+            for _ in 0..LOOKS_MAX {
+                look_at_sockets().await; // Until it waits in the ring.
+            }
+            assert!(accepted.try_recv().unwrap().is_none(), "nobody came yet");
+            let _client = TcpStream::connect(address).unwrap();
+            let mut look_count = 0;
+            while accepted.try_recv().unwrap().is_none() {
+                look_count += 1;
+                assert!(look_count <= LOOKS_MAX);
+                look_at_sockets().await;
+            }
+        };
+        let cores = Cores::start(CoresConfig { pin: false, ..CoresConfig::new(1) }, |_| core);
+        let _: Vec<()> = cores.unwrap().join();
     }
 
     #[test]

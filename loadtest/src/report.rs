@@ -3,6 +3,7 @@
 //! ```text
 //!   verdict        may it be believed, were the promises kept            first, and loud if not
 //!   results        the figures, one column for each file
+//!   account        what failed, times by operation, what it cost         report/account.rs
 //!   pictures       each with its numbers                                 report/{distribution,time,load,ratio}.rs
 //!   what was run   command, machine, settings, reasons and remarks
 //!   limits         what these measurements cannot show
@@ -11,12 +12,13 @@
 //! content security policy says the same to the browser. All text of a result is escaped by `maud`; only the drawings
 //! of `report/chart.rs` are not, which escapes its labels itself.
 
+mod account;
 mod axis;
 mod chart;
 mod distribution;
 mod figure;
 mod load;
-mod quantity;
+pub(crate) mod quantity;
 mod ratio;
 mod subject;
 mod time;
@@ -81,6 +83,7 @@ pub fn html(files: &[ResultFile]) -> String {
                     @if subjects.is_empty() { p { "No result was given." } }
                     (verdicts(&subjects))
                     (results(&subjects))
+                    (account::html(&subjects))
                     (pictures(&subjects))
                     (checks(&subjects))
                     (what_was_run(&subjects))
@@ -251,6 +254,7 @@ fn result_rows(runs: &[&Run]) -> Vec<Vec<String>> {
         row("intended", rate, &|run| Some(run.rates.intended_per_s).filter(|rate| *rate > 0.0)),
         row("answered", rate, &|run| Some(run.rates.achieved_per_s)),
         row("keys", rate, &|run| Some(run.rates.keys_per_s)),
+        row("due and not sent", count, &|run| Some(run.counts.unsent as f64)),
         row("failed", share, &|run| per(run.counts.errors, run.counts.requests)),
         row("hits", share, &|run| per(run.counts.hits, run.counts.hits + run.counts.misses)),
     ];
@@ -264,6 +268,7 @@ fn result_rows(runs: &[&Run]) -> Vec<Vec<String>> {
         row("server CPU per key", time, &|run| Some(run.server.as_ref()?.cpu_ns_per_key)),
         row("system calls per call", count, &|run| run.server.as_ref()?.system_calls_per_request),
         row("client CPU per call", time, &|run| Some(run.client.cpu_ns_per_request)),
+        row("client itself late, p99", time, &|run| run.client.late_p99_ns.map(|ns| ns as f64)),
     ]);
     rows
 }

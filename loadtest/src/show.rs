@@ -4,6 +4,7 @@ use std::{fmt::Write as _, time::Duration};
 
 use crate::{
     progress::time,
+    report::quantity::Size,
     result::{Ab, Histogram, Run},
 };
 
@@ -78,7 +79,13 @@ fn head(run: &Run, text: &mut String) {
         }
     }
     let _ = write!(line, "; errors {}", counts.errors);
+    if counts.unsent > 0 {
+        let _ = write!(line, "; {} were due and not sent", counts.unsent);
+    }
     line!(text, "{line}");
+    let values = [counts.value_bytes_in, counts.value_bytes_out].map(|bytes| Size(bytes as f64));
+    let rate = Size(run.rates.value_bytes_per_s);
+    line!(text, "  values: {rate}/s, {} read and {} written in all", values[0], values[1]);
     for (status, count) in &counts.errors_by_status {
         line!(text, "  {count} x {status}");
     }
@@ -127,11 +134,12 @@ fn cost(run: &Run, text: &mut String) {
             };
             line!(
                 text,
-                "  server {} (pid {}): {:.2} µs of processor time per request, {:.2} per key, {calls}",
+                "  server {} (pid {}): {:.2} µs of processor time per request, {:.2} per key, {calls}; {} resident",
                 server.name,
                 server.pid,
                 server.cpu_ns_per_request / 1000.0,
-                server.cpu_ns_per_key / 1000.0
+                server.cpu_ns_per_key / 1000.0,
+                Size(server.resident_bytes as f64)
             );
         }
         None => line!(text, "  server's processor time: {}", run.server_absent_because),
@@ -139,9 +147,10 @@ fn cost(run: &Run, text: &mut String) {
     let busy = run.client.busy_share_by_core.iter().map(|share| format!("{:.0} %", share * 100.0));
     line!(
         text,
-        "  client: {:.2} µs of processor time per request, its cores busy {}, late itself by {} (p99)",
+        "  client: {:.2} µs of processor time per request, its cores busy {}{}, late itself by {} (p99)",
         run.client.cpu_ns_per_request / 1000.0,
         busy.collect::<Vec<_>>().join(", "),
+        if run.client.is_the_limit { " (the limit)" } else { "" },
         time(run.client.late_p99_ns)
     );
     let pressure = run.noise.cpu_pressure_share.map_or("-".to_owned(), |share| format!("{:.0} %", share * 100.0));

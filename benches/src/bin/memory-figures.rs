@@ -1,11 +1,17 @@
 //! What the memory tier takes: bytes for each entry beyond key and value, and how close to its budget the process stays.
 //!
 //! ```text
-//!   memory-figures [ENTRIES [WRITES]]      10,000,000 entries of 100 bytes and 100,000,000 mixed writes unless given
+//!   memory-figures [ENTRIES [WRITES]]      10,000,000 entries of 100 bytes and 100,000,000 mixed writes unless given;
+//!                                          none of either leaves its figure out
 //! ```
-//! Memory is the process's resident set (`VmRSS`), so what allocator and kernel add is in it.
+//! Memory is the process's resident set (`VmRSS`), so what allocator and kernel add is in it. Each figure is measured in a
+//! process of its own: what one has given back stays resident, and would make the next look small.
 
-use std::{env, fs, process::ExitCode, time::Instant};
+use std::{
+    env, fs, io,
+    process::{Command, ExitCode},
+    time::Instant,
+};
 
 use bytes::Bytes;
 use milena_proto::{key::KeyRef, placement::mix64};
@@ -17,6 +23,9 @@ const VALUE_BYTES: usize = 100;
 const VERSION: &[u8] = b"\"0123456789abcdef0123456789abcdef\"";
 const MIXED_BUDGET_BYTES: usize = 256 << 20;
 
+/// Set in the process of one figure, to its name.
+const FIGURE: &str = "MILENA_MEMORY_FIGURE";
+
 fn main() -> ExitCode {
     let mut counts = env::args().skip(1).map(|text| text.parse::<u64>());
     let (Ok(entries), Ok(writes)) = (counts.next().unwrap_or(Ok(10_000_000)), counts.next().unwrap_or(Ok(100_000_000)))
@@ -24,9 +33,27 @@ fn main() -> ExitCode {
         eprintln!("memory-figures: usage: memory-figures [ENTRIES [WRITES]]");
         return ExitCode::from(2);
     };
-    same_sizes(entries);
-    mixed_sizes(writes);
+    match env::var(FIGURE).as_deref() {
+        Ok("same") => same_sizes(entries),
+        Ok(_) => mixed_sizes(writes),
+        Err(_) => {
+            for (figure, count) in [("same", entries), ("mixed", writes)] {
+                if count > 0
+                    && let Err(error) = measure_apart(figure)
+                {
+                    eprintln!("memory-figures: {figure}: {error}");
+                    return ExitCode::FAILURE;
+                }
+            }
+        }
+    }
     ExitCode::SUCCESS
+}
+
+/// Measures one figure in another process with the same arguments.
+fn measure_apart(figure: &str) -> io::Result<()> {
+    let status = Command::new(env::current_exe()?).args(env::args_os().skip(1)).env(FIGURE, figure).status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(status.to_string())) }
 }
 
 /// As many entries of one size as asked for, none of them evicted.

@@ -69,7 +69,7 @@ impl fmt::Display for ShortTime {
 
 /// A size: `512 B`, `1.50 KiB`, `3.00 GiB`.
 #[derive(Clone, Copy)]
-pub(super) struct Size(pub(super) f64);
+pub(crate) struct Size(pub(crate) f64);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -39,6 +39,7 @@ struct Span {
     p99_ns: Option<u64>,
     p999_ns: Option<u64>,
     max_ns: u64,
+    lag_max_ns: u64,
     server_cpu_ns: Option<u64>,
     client_cpu_ns: u64,
 }
@@ -88,7 +89,7 @@ fn throughput(courses: &[Course<'_>]) -> Result<Figure, Omission> {
 fn latency(courses: &[Course<'_>]) -> Result<Figure, Omission> {
     let ns = |value: fn(&Span) -> Option<u64>| move |span: &Span| value(span).map(|ns| ns.max(1) as f64);
     let is_p99_known = courses.iter().flat_map(|course| &course.spans).any(|span| span.p99_ns.is_some());
-    let measures = match courses {
+    let mut measures = match courses {
         [course] => vec![
             Measure::of(course, "p50", ns(|span| span.p50_ns)),
             Measure::of(course, "p99", ns(|span| span.p99_ns)),
@@ -98,6 +99,12 @@ fn latency(courses: &[Course<'_>]) -> Result<Figure, Omission> {
         _ if is_p99_known => measures(courses, "p99", ns(|span| span.p99_ns)),
         _ => measures(courses, "p50", ns(|span| span.p50_ns)),
     };
+    // A closed loop has no send lag: it sends when it can.
+    if let [course] = courses
+        && course.run.rates.intended_per_s > 0.0
+    {
+        measures.push(Measure::of(course, "greatest send lag", ns(|span| Some(span.lag_max_ns))));
+    }
     let mut caption = "Response times of each second.".to_owned();
     if courses.iter().any(|course| course.spans.len() < course.run.series.len()) {
         caption += " A point stands for several seconds and shows the worst of them: percentiles cannot be averaged.";
@@ -332,6 +339,7 @@ impl Span {
         self.p99_ns = worst(self.p99_ns, second.p99_ns);
         self.p999_ns = worst(self.p999_ns, second.p999_ns);
         self.max_ns = self.max_ns.max(second.max_ns);
+        self.lag_max_ns = self.lag_max_ns.max(second.lag_max_ns);
         self.server_cpu_ns = self.server_cpu_ns.zip(second.server_cpu_ns).map(|(sum, ns)| sum + ns);
         self.client_cpu_ns += second.client_cpu_ns;
     }
