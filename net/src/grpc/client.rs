@@ -601,12 +601,14 @@ impl Task {
                 }
                 Phase::Connecting(connecting) => match connecting.as_mut().poll(cx) {
                     Poll::Pending => return None,
-                    Poll::Ready(Ok(stream)) => {
-                        let socket = Socket::new(stream, self.buffer.clone());
-                        self.link_count += 1;
-                        let link = Link::new(self.link_count, self.limits.profile, socket, now);
-                        self.phase = Phase::Open(Box::new(link));
-                    }
+                    Poll::Ready(Ok(stream)) => match Socket::new(stream, self.buffer.clone()) {
+                        Ok(socket) => {
+                            self.link_count += 1;
+                            let link = Link::new(self.link_count, self.limits.profile, socket, now);
+                            self.phase = Phase::Open(Box::new(link));
+                        }
+                        Err(error) => self.rest(now, error.to_string()),
+                    },
                     Poll::Ready(Err(error)) => self.rest(now, error.to_string()),
                 },
                 Phase::Open(link) => match link.turn(Some((&self.shared, &self.authority)), &self.limits, now, cx) {

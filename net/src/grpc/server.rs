@@ -218,6 +218,13 @@ impl<S: Service> Server<S> {
             tracing::warn!("connection from {peer} closed: this core has {} already", self.limits.connections_max);
             return;
         }
+        let socket = match Socket::new(stream, self.buffer.clone()) {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::warn!("connection from {peer} closed: {error}");
+                return;
+            }
+        };
         let ticket = self.connections.borrow_mut().insert(Waker::noop().clone());
         let mut shell = Shell {
             conversation: Conversation::new(
@@ -229,7 +236,7 @@ impl<S: Service> Server<S> {
                 peer,
                 Instant::now(),
             ),
-            socket: Socket::new(stream, self.buffer.clone()),
+            socket,
             alarm: Alarm::default(),
             drain_until: None,
             ticket,
