@@ -28,7 +28,6 @@ use std::{
 
 use bytes::Bytes;
 use glommio::net::TcpStream;
-use h2::frame::BytesStr;
 use slab::Slab;
 use smallvec::SmallVec;
 
@@ -80,17 +79,11 @@ pub struct Request {
 
 /// The path of a call, as text.
 #[derive(Debug, Clone)]
-pub struct Path(BytesStr);
-
-impl Path {
-    pub(crate) fn new(path: BytesStr) -> Self {
-        Self(path)
-    }
-}
+pub struct Path(Rc<str>);
 
 impl From<&str> for Path {
     fn from(path: &str) -> Self {
-        Self(BytesStr::try_from(Bytes::copy_from_slice(path.as_bytes())).expect("text"))
+        Self(Rc::from(path))
     }
 }
 
