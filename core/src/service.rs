@@ -13,13 +13,13 @@
 mod batch;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     fmt,
     future::Future,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -62,6 +62,7 @@ pub struct CacheService<T> {
     value_bytes_max: usize,
     complaints: mesh::Sender<Complaint>,
     calls: Rc<RefCell<Calls>>,
+    clock: Rc<Clock>,
     /// Where keys of other nodes are refused.
     ownership: Option<Rc<Ownership>>,
 }
@@ -92,7 +93,8 @@ impl<T: Tier + 'static> CacheService<T> {
     #[must_use]
     pub fn new(shards: Rc<Shards<T>>, settings: ServiceSettings) -> Self {
         let ServiceSettings { core, core_count, value_bytes_max, complaints } = settings;
-        Self { shards, core, core_count, value_bytes_max, complaints, calls: Rc::default(), ownership: None }
+        let (calls, clock) = (Rc::default(), Rc::new(Clock::new()));
+        Self { shards, core, core_count, value_bytes_max, complaints, calls, clock, ownership: None }
     }
 
     /// The same calls behind a door where keys of other nodes are refused.
@@ -109,6 +111,7 @@ impl<T: Tier + 'static> CacheService<T> {
             value_bytes_max: self.value_bytes_max,
             complaints: self.complaints.clone(),
             calls: Rc::clone(&self.calls),
+            clock: Rc::clone(&self.clock),
             ownership: self.ownership.clone(),
         }
     }
@@ -138,7 +141,7 @@ impl<T: Tier + 'static> CacheService<T> {
 
     fn get_key(&self, key: KeyRef<'_>) -> Call {
         let counted = self.counted(Op::Get);
-        let now = now();
+        let now = self.clock.at(counted.began);
         if placement::core(key.hash(), self.core_count) == self.core
             && let Some(answer) = self.shards.mine().get_from_memory(key, now)
         {
@@ -151,7 +154,7 @@ impl<T: Tier + 'static> CacheService<T> {
 
     fn put(&self, message: &Bytes) -> Call {
         let counted = self.counted(Op::Put);
-        let now = now();
+        let now = self.clock.at(counted.began);
         let (key, write) = match self.read_put(message, now) {
             Ok(write) => write,
             Err(status) => return counted.end_at_once(Err(status)),
@@ -172,8 +175,8 @@ impl<T: Tier + 'static> CacheService<T> {
             Ok(delete) => delete,
             Err(status) => return counted.end_at_once(Err(status)),
         };
-        let ack = removal.ack;
-        let removed = self.shards.delete(key, removal, now());
+        let (ack, now) = (removal.ack, self.clock.at(counted.began));
+        let removed = self.shards.delete(key, removal, now);
         let (complaints, tier) = (self.complaints.clone(), self.write_depth(ack));
         counted.end_later(async move {
             removed.await.map_err(|refusal| status_of(&refusal, &complaints))?;
@@ -348,9 +351,33 @@ impl Drop for Counted {
 }
 
 /// The time of day. Only this shell reads it; what is below gets it as an argument.
-fn now() -> Timestamp {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
+///
+/// Read once in a while, and reckoned in between: each call has a clock of its own to read already, for what it took.
+struct Clock(Cell<(Instant, Timestamp)>);
+
+/// After this long the time of day is read again, so that a clock that is set is followed.
+const CLOCK_AGE_MAX: Duration = Duration::from_millis(10);
+
+impl Clock {
+    fn new() -> Self {
+        Self(Cell::new(Self::read()))
+    }
+
+    fn read() -> (Instant, Timestamp) {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        (Instant::now(), Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    /// The time of day at `at`, which is now, to two milliseconds.
+    fn at(&self, at: Instant) -> Timestamp {
+        let (read_at, time) = self.0.get();
+        let age = at.saturating_duration_since(read_at);
+        if age < CLOCK_AGE_MAX {
+            return time.plus_ms(u64::from(age.subsec_millis()));
+        }
+        self.0.set(Self::read());
+        self.0.get().1
+    }
 }
 
 fn found(answer: Answer, now: Timestamp, complaints: &mesh::Sender<Complaint>) -> Outcome {

@@ -287,8 +287,8 @@ impl<T> Connection<T> {
             if self.fault.is_some() || !self.take_preface() {
                 return None;
             }
-            let frame = self.take_frame()?;
-            let handled = self.frame(frame, now);
+            let frame_bytes = self.next_frame_bytes()?;
+            let handled = self.frame(frame_bytes, now);
             if let Some(event) = self.settle(handled, now) {
                 return Some(event);
             }
@@ -317,8 +317,8 @@ impl<T> Connection<T> {
         self.preface_left.is_empty()
     }
 
-    /// The next whole frame, head and all.
-    fn take_frame(&mut self) -> Option<BytesMut> {
+    /// How long the next frame is, head and all, once all of it is there.
+    fn next_frame_bytes(&mut self) -> Option<usize> {
         let head: &[u8; frame::HEADER_LEN] = self.inbound.first_chunk()?;
         let payload_bytes = u32::from_be_bytes([0, head[0], head[1], head[2]]);
         if payload_bytes > self.profile.frame_bytes_max {
@@ -330,10 +330,12 @@ impl<T> Connection<T> {
             self.inbound.reserve(frame_bytes - self.inbound.len());
             return None;
         }
-        Some(self.inbound.split_to(frame_bytes))
+        Some(frame_bytes)
     }
 
-    fn frame(&mut self, frame: BytesMut, now: Instant) -> Handled {
+    /// Takes in the first `frame_bytes` of what was received.
+    fn frame(&mut self, frame_bytes: usize, now: Instant) -> Handled {
+        let frame = &self.inbound[..frame_bytes];
         let (kind, flags) = (frame[3], frame[4]);
         let id = u32::from_be_bytes([frame[5], frame[6], frame[7], frame[8]]) & 0x7fff_ffff;
         if !self.has_settings && (kind != SETTINGS || flags & ACK != 0) {
@@ -344,10 +346,15 @@ impl<T> Connection<T> {
         }
         shape::check(kind, flags, id, &frame[frame::HEADER_LEN..]).map_err(Fault::Connection)?;
         match kind {
-            DATA => return self.data(id, flags, frame.freeze().slice(frame::HEADER_LEN..), now),
+            DATA => {
+                self.inbound.advance(frame::HEADER_LEN);
+                let payload = self.inbound.split_to(frame_bytes - frame::HEADER_LEN).freeze();
+                return self.data(id, flags, payload, now);
+            }
             HEADERS if flags & !END_STREAM == END_HEADERS => {
                 let block = &frame[frame::HEADER_LEN..];
                 if let Some(head) = self.known_heads.get(block) {
+                    self.inbound.advance(frame_bytes);
                     return self.headers(id, flags & END_STREAM != 0, false, head);
                 }
                 self.new_block = heads::is_neutral(block).then(|| block.into());
@@ -360,9 +367,13 @@ impl<T> Connection<T> {
                 self.known_heads.forget();
                 self.open_block = (flags & END_HEADERS == 0).then_some(id);
             }
-            _ if kind > CONTINUATION => return self.count_idle_frame(now).map(|()| None),
+            _ if kind > CONTINUATION => {
+                self.inbound.advance(frame_bytes);
+                return self.count_idle_frame(now).map(|()| None);
+            }
             _ => {}
         }
+        let frame = self.inbound.split_to(frame_bytes);
         self.codec.get_mut().feed(frame);
         let mut cx = Context::from_waker(Waker::noop());
         match Pin::new(&mut self.codec).poll_next(&mut cx) {
@@ -788,23 +799,63 @@ impl<T> Connection<T> {
         }
     }
 
+    /// Says a whole gRPC response: its head, one message of `head` and `rest`, and that all is well.
+    ///
+    /// What windows do not allow now waits, as with [`Connection::send_part`].
+    pub fn send_ok(&mut self, key: StreamKey, head: &[u8], rest: Bytes) {
+        let bytes = head.len() + rest.len();
+        if self.table_update.is_some() || !self.takes_at_once(key, bytes) {
+            self.send_ok_head(key);
+            self.send_part(key, head, rest, false);
+            return self.end_ok(key);
+        }
+        // Only for speed: most answers are these three frames, and all of them go out at once.
+        self.note_sent(key, bytes);
+        let id = key.id.to_be_bytes();
+        let length = u32::try_from(bytes).expect("no frame is that large").to_be_bytes();
+        let mut before = heads::OK_FRAMES_BEFORE;
+        before[5..9].copy_from_slice(&id);
+        before[heads::OK_DATA_AT..][..3].copy_from_slice(&length[1..]);
+        before[heads::OK_DATA_AT..][5..9].copy_from_slice(&id);
+        let mut after = heads::OK_FRAME_AFTER;
+        after[5..9].copy_from_slice(&id);
+        let outbox = self.outbox();
+        outbox.put(&before);
+        outbox.put(head);
+        outbox.put_bytes(rest);
+        outbox.put(&after);
+        self.finish(key);
+    }
+
+    /// Whether a part of `bytes` is allowed to go out now, and nothing of its stream waits before it.
+    fn takes_at_once(&self, key: StreamKey, bytes: usize) -> bool {
+        let frame_bytes_max = self.codec.max_send_frame_size();
+        let Some(stream) = self.streams.get(key) else { return false };
+        bytes <= frame_bytes_max.min(self.send.available_bytes()).min(stream.send.available_bytes())
+            && stream.backlog.parts.is_empty()
+            && stream.backlog.ending.is_none()
+            && self.codec.get_ref().outbox.len() < OUTBOX_BYTES_MAX
+    }
+
+    /// A frame with `bytes` of a body goes out on the stream.
+    fn note_sent(&mut self, key: StreamKey, bytes: usize) {
+        if let Some(stream) = self.streams.get_mut(key) {
+            stream.send.sent(bytes);
+        }
+        self.send.sent(bytes);
+        self.framed_bytes += bytes as u64;
+        self.idle_frames.earn();
+    }
+
     /// Says a part of a body: `head`, which is small and copied, and then `rest`, which is not copied if it is large.
     /// With `is_last`, nothing follows it.
     ///
     /// What windows do not allow now waits, and goes out as they are raised.
     pub fn send_part(&mut self, key: StreamKey, head: &[u8], rest: Bytes, is_last: bool) {
-        let frame_bytes_max = self.codec.max_send_frame_size();
-        let outbox_bytes = self.codec.get_ref().outbox.len();
-        let connection_bytes = self.send.available_bytes();
-        let Some(stream) = self.streams.get_mut(key) else { return };
         let bytes = head.len() + rest.len();
         // Only for speed: what fits goes out at once, without standing in a queue.
-        let fits = bytes <= frame_bytes_max.min(connection_bytes).min(stream.send.available_bytes());
-        if fits && stream.backlog.parts.is_empty() && outbox_bytes < OUTBOX_BYTES_MAX {
-            stream.send.sent(bytes);
-            self.send.sent(bytes);
-            self.framed_bytes += bytes as u64;
-            self.idle_frames.earn();
+        if self.takes_at_once(key, bytes) {
+            self.note_sent(key, bytes);
             self.put_head(DATA, if is_last { END_STREAM } else { 0 }, key.id, bytes);
             self.outbox().put(head);
             self.outbox().put_bytes(rest);
@@ -813,6 +864,7 @@ impl<T> Connection<T> {
             }
             return;
         }
+        let Some(stream) = self.streams.get_mut(key) else { return };
         for part in [Bytes::copy_from_slice(head), rest] {
             if !part.is_empty() {
                 stream.backlog.bytes += part.len();

@@ -1,20 +1,23 @@
 //! A socket as a connection uses it: read into a buffer that all connections of a core share, and send what has been
 //! gathered, once a turn.
 
+mod readiness;
+
 use std::{
     cell::RefCell,
     future::{Future as _, poll_fn},
     io::{self, IoSlice},
-    net::Shutdown,
+    mem::MaybeUninit,
+    os::fd::{FromRawFd as _, IntoRawFd as _, OwnedFd},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
-use futures::{AsyncRead as _, AsyncWrite as _};
 use glommio::{net::TcpStream, timer::Timer};
 
+use self::readiness::Watched;
 use crate::http2::{Connection, Outbox};
 
 /// What one read takes at most.
@@ -31,18 +34,18 @@ const FAREWELL_MAX: Duration = Duration::from_millis(500);
 
 /// The buffer that the connections of a core read into, one after the other: a silent connection holds none.
 #[derive(Debug, Clone)]
-pub struct ReadBuffer(Rc<RefCell<Box<[u8]>>>);
+pub struct ReadBuffer(Rc<RefCell<Box<[MaybeUninit<u8>]>>>);
 
 impl Default for ReadBuffer {
     fn default() -> Self {
-        Self(Rc::new(RefCell::new(vec![0; READ_BYTES_MAX].into_boxed_slice())))
+        Self(Rc::new(RefCell::new(Box::new_uninit_slice(READ_BYTES_MAX))))
     }
 }
 
 /// A connected socket.
 #[derive(Debug)]
 pub(crate) struct Socket {
-    stream: TcpStream,
+    stream: Watched,
     buffer: ReadBuffer,
     /// Since when the peer has taken nothing of what waits.
     stalled_since: Option<Instant>,
@@ -65,8 +68,13 @@ pub(crate) enum Read {
 
 impl Socket {
     /// A socket that reads into `buffer`.
-    pub(crate) fn new(stream: TcpStream, buffer: ReadBuffer) -> Self {
-        Self { stream, buffer, stalled_since: None, framed_bytes: 0 }
+    ///
+    /// # Errors
+    /// The kernel's, when it watches no more sockets or has no more descriptors.
+    pub(crate) fn new(stream: TcpStream, buffer: ReadBuffer) -> io::Result<Self> {
+        // SAFETY: the descriptor has just been taken out of its owner.
+        let stream = unsafe { OwnedFd::from_raw_fd(stream.into_raw_fd()) };
+        Ok(Self { stream: Watched::new(stream)?, buffer, stalled_since: None, framed_bytes: 0 })
     }
 
     /// Reads a turn's share and hands it to `take`, which answers whether it wants more.
@@ -74,11 +82,12 @@ impl Socket {
         let mut buffer = self.buffer.0.borrow_mut();
         let mut left_bytes = TURN_BYTES_MAX;
         while left_bytes > 0 {
-            match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+            match self.stream.poll_read(cx, &mut buffer) {
                 Poll::Ready(Ok(0) | Err(_)) => return Err(PeerGone),
                 Poll::Ready(Ok(bytes)) => {
                     left_bytes = left_bytes.saturating_sub(bytes);
-                    if !take(&buffer[..bytes]) {
+                    // SAFETY: the kernel has filled as many.
+                    if !take(unsafe { &*(&raw const buffer[..bytes] as *const [u8]) }) {
                         return Ok(Read::More);
                     }
                 }
@@ -140,7 +149,7 @@ impl Socket {
     ///
     /// Who closes a socket with bytes unread in it resets the connection, and what was said last is lost on its way.
     pub(crate) async fn farewell(mut self) {
-        if self.stream.shutdown(Shutdown::Write).await.is_err() {
+        if self.stream.shut().is_err() {
             return;
         }
         let mut patience = Alarm::default();
@@ -167,11 +176,7 @@ impl Socket {
         while !outbox.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let count = outbox.fill(&mut slices);
-            let written = match &slices[..count] {
-                [one] => Pin::new(&mut self.stream).poll_write(cx, one),
-                several => Pin::new(&mut self.stream).poll_write_vectored(cx, several),
-            };
-            match written {
+            match self.stream.poll_write(cx, &slices[..count]) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(bytes)) => outbox.advance(bytes),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),

@@ -31,7 +31,7 @@ use milena_proto::{
 use milena_storage::{Condition, Entry, Tier, Timestamp, Version};
 use smallvec::SmallVec;
 
-use super::{CacheService, Call, Counted, depth_of, malformed, now, put_hit_head, status_of};
+use super::{CacheService, Call, Counted, depth_of, malformed, put_hit_head, status_of};
 use crate::{
     batch::{Change, Failure},
     ownership::Ownership,
@@ -66,7 +66,7 @@ impl<T: Tier + 'static> CacheService<T> {
     /// Strays are refused where there is a `door`.
     pub(super) fn batch_get(&self, message: &Bytes, door: Option<&Rc<Ownership>>) -> Call {
         let counted = self.counted(Op::BatchGet);
-        let now = now();
+        let now = self.clock.at(counted.began);
         match self.begin_batch_get(message, door, now) {
             Ok(Begun::Answered(answer)) => counted.end_at_once(Ok(answer.end(&self.calls))),
             Ok(Begun::Missing(answer, missing)) => self.batch_get_below(counted, answer, missing, now),
@@ -136,7 +136,7 @@ impl<T: Tier + 'static> CacheService<T> {
     /// A BatchPut or a BatchDelete. Writes that have begun run to their end, whoever waits for them.
     pub(super) fn batch_write(&self, op: Op, message: &Bytes) -> Call {
         let counted = self.counted(op);
-        let now = now();
+        let now = self.clock.at(counted.began);
         let entries = match self.read_changes(op, message, now) {
             Ok(entries) => entries,
             Err(error) => return counted.end_at_once(Err(refused(&error))),

@@ -30,7 +30,7 @@ use std::{
 
 use bytes::Bytes;
 use glommio::net::TcpStream;
-use http::{HeaderMap, StatusCode, header::CONTENT_TYPE, uri::Authority};
+use http::{StatusCode, header::CONTENT_TYPE, uri::Authority};
 use milena_proto::method::Method;
 
 use super::{
@@ -601,12 +601,14 @@ impl Task {
                 }
                 Phase::Connecting(connecting) => match connecting.as_mut().poll(cx) {
                     Poll::Pending => return None,
-                    Poll::Ready(Ok(stream)) => {
-                        let socket = Socket::new(stream, self.buffer.clone());
-                        self.link_count += 1;
-                        let link = Link::new(self.link_count, self.limits.profile, socket, now);
-                        self.phase = Phase::Open(Box::new(link));
-                    }
+                    Poll::Ready(Ok(stream)) => match Socket::new(stream, self.buffer.clone()) {
+                        Ok(socket) => {
+                            self.link_count += 1;
+                            let link = Link::new(self.link_count, self.limits.profile, socket, now);
+                            self.phase = Phase::Open(Box::new(link));
+                        }
+                        Err(error) => self.rest(now, error.to_string()),
+                    },
                     Poll::Ready(Err(error)) => self.rest(now, error.to_string()),
                 },
                 Phase::Open(link) => match link.turn(Some((&self.shared, &self.authority)), &self.limits, now, cx) {
@@ -853,13 +855,13 @@ fn take_events(connection: &mut Connection<Rc<RefCell<Slot>>>, limits: &ChannelL
                 has_answer = true;
                 let status = head.pseudo.status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
                 if is_end || status != StatusCode::OK {
-                    finish(connection, key, status, &head.fields);
-                } else if !is_grpc(&head) {
+                    finish(connection, key, status, &head);
+                } else if !head.is_grpc {
                     refuse(connection, key, &head);
                 }
             }
             Event::Data { key, bytes, is_end } => on_data(connection, limits, key, bytes, is_end),
-            Event::Trailers { key, head } => finish(connection, key, StatusCode::OK, &head.fields),
+            Event::Trailers { key, head } => finish(connection, key, StatusCode::OK, &head),
             Event::Reset { reason, .. } => {
                 if let Some(slot) = connection.take_reset() {
                     on_reset(&slot, reason);
@@ -889,12 +891,8 @@ fn on_data(
     connection.reset(key, Reason::CANCEL);
 }
 
-/// PROTOCOL-HTTP2.md, "Responses": what is not gRPC is not looked into.
-fn is_grpc(head: &Head) -> bool {
-    head.fields.get(CONTENT_TYPE).is_some_and(|found| found.as_bytes().starts_with(b"application/grpc"))
-}
-
-/// Somebody answers who does not speak gRPC: a web server, or a proxy with a page about what is wrong.
+/// Somebody answers who does not speak gRPC: a web server, or a proxy with a page about what is wrong. What it says is not
+/// looked into (PROTOCOL-HTTP2.md, "Responses").
 fn refuse(connection: &mut Connection<Rc<RefCell<Slot>>>, key: StreamKey, head: &Head) {
     let Some(slot) = connection.reset(key, Reason::CANCEL) else { return };
     let found =
@@ -903,13 +901,15 @@ fn refuse(connection: &mut Connection<Rc<RefCell<Slot>>>, key: StreamKey, head: 
 }
 
 /// The response is complete, or will not be.
-fn finish(connection: &mut Connection<Rc<RefCell<Slot>>>, key: StreamKey, status: StatusCode, trailers: &HeaderMap) {
+fn finish(connection: &mut Connection<Rc<RefCell<Slot>>>, key: StreamKey, status: StatusCode, head: &Head) {
     let Some(slot) = connection.close(key) else { return };
     let mut slot = slot.borrow_mut();
     if status != StatusCode::OK {
         return slot.fail(Code::from_http(status), format!("HTTP status {status}"), Done::Unknown);
     }
-    let outcome = match Status::from_trailers(trailers) {
+    // Only for speed: nearly every answer ends so, and the head is known.
+    let status = if head.is_status_ok { Ok(()) } else { Status::from_trailers(&head.fields) };
+    let outcome = match status {
         Ok(()) => slot.outcome(),
         Err(status) => Err(CallError { status, done: Done::Answered }),
     };

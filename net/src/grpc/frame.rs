@@ -69,7 +69,8 @@ impl Assembler {
                 if partial.is_empty() && data.len() >= missing {
                     // Only for speed: nothing to put together.
                     self.partial = None;
-                    return Ok(Some(data.split_to(missing)));
+                    let is_all = data.len() == missing; // Spares the count of who holds the buffer.
+                    return Ok(Some(if is_all { std::mem::take(data) } else { data.split_to(missing) }));
                 }
                 if data.is_empty() {
                     return Ok(None);

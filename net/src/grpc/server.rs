@@ -28,7 +28,6 @@ use std::{
 
 use bytes::Bytes;
 use glommio::net::TcpStream;
-use h2::frame::BytesStr;
 use slab::Slab;
 use smallvec::SmallVec;
 
@@ -80,17 +79,11 @@ pub struct Request {
 
 /// The path of a call, as text.
 #[derive(Debug, Clone)]
-pub struct Path(BytesStr);
-
-impl Path {
-    pub(crate) fn new(path: BytesStr) -> Self {
-        Self(path)
-    }
-}
+pub struct Path(Rc<str>);
 
 impl From<&str> for Path {
     fn from(path: &str) -> Self {
-        Self(BytesStr::try_from(Bytes::copy_from_slice(path.as_bytes())).expect("text"))
+        Self(Rc::from(path))
     }
 }
 
@@ -218,6 +211,13 @@ impl<S: Service> Server<S> {
             tracing::warn!("connection from {peer} closed: this core has {} already", self.limits.connections_max);
             return;
         }
+        let socket = match Socket::new(stream, self.buffer.clone()) {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::warn!("connection from {peer} closed: {error}");
+                return;
+            }
+        };
         let ticket = self.connections.borrow_mut().insert(Waker::noop().clone());
         let mut shell = Shell {
             conversation: Conversation::new(
@@ -229,7 +229,7 @@ impl<S: Service> Server<S> {
                 peer,
                 Instant::now(),
             ),
-            socket: Socket::new(stream, self.buffer.clone()),
+            socket,
             alarm: Alarm::default(),
             drain_until: None,
             ticket,

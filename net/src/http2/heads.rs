@@ -19,7 +19,7 @@ use std::rc::Rc;
 use h2::frame::{self, Pseudo};
 use http::{
     HeaderMap, HeaderValue,
-    header::{CONTENT_LENGTH, HOST},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, HOST},
 };
 
 /// Blocks that are remembered: Get, Put and Delete of one client, and one more.
@@ -34,6 +34,21 @@ pub(super) const OK_HEAD_BLOCK: &[u8] = b"\x88\x0f\x10\x10application/grpc";
 
 /// `grpc-status: 0`, likewise.
 pub(super) const OK_TRAILERS_BLOCK: &[u8] = b"\x00\x0bgrpc-status\x010";
+
+/// A whole response up to its message: HEADERS with [`OK_HEAD_BLOCK`], and the head of a DATA frame. The stream's number
+/// (twice) and the length of DATA are still zero.
+pub(super) const OK_FRAMES_BEFORE: [u8; 38] =
+    *b"\0\0\x14\x01\x04\0\0\0\0\x88\x0f\x10\x10application/grpc\0\0\0\0\0\0\0\0\0";
+
+/// Where in it DATA begins.
+pub(super) const OK_DATA_AT: usize = frame::HEADER_LEN + OK_HEAD_BLOCK.len();
+
+/// What follows the message: HEADERS with [`OK_TRAILERS_BLOCK`], which end the stream. Its number is still zero.
+pub(super) const OK_FRAME_AFTER: [u8; 24] = *b"\0\0\x0f\x01\x05\0\0\0\0\x00\x0bgrpc-status\x010";
+
+const _: () = assert!(OK_FRAMES_BEFORE.len() == OK_DATA_AT + frame::HEADER_LEN);
+const _: () = assert!(OK_FRAMES_BEFORE[2] as usize == OK_HEAD_BLOCK.len());
+const _: () = assert!(OK_FRAME_AFTER[2] as usize == OK_TRAILERS_BLOCK.len());
 
 /// What a client of gRPC says first on a stream.
 ///
@@ -50,6 +65,8 @@ pub struct RequestHead<'a> {
     /// The value of grpc-timeout.
     pub timeout: &'a [u8],
 }
+
+const GRPC_STATUS: &str = "grpc-status";
 
 const USER_AGENT: &str = concat!("milena/", env!("CARGO_PKG_VERSION"));
 
@@ -99,6 +116,10 @@ pub struct Head {
     pub pseudo: Pseudo,
     /// All other headers.
     pub fields: HeaderMap,
+    /// content-type is one of gRPC's.
+    pub(crate) is_grpc: bool,
+    /// grpc-status says that all is well.
+    pub(crate) is_status_ok: bool,
     pub(super) are_values_legal: bool,
     pub(super) is_host_legal: bool,
     /// What content-length promises, if it is there and makes sense.
@@ -108,6 +129,8 @@ pub struct Head {
 impl Head {
     pub(super) fn new(pseudo: Pseudo, fields: HeaderMap) -> Rc<Self> {
         Rc::new(Self {
+            is_grpc: fields.get(CONTENT_TYPE).is_some_and(|found| found.as_bytes().starts_with(b"application/grpc")),
+            is_status_ok: fields.get(GRPC_STATUS).is_some_and(|status| status == "0"),
             are_values_legal: are_values_legal(&fields),
             is_host_legal: is_host_legal(pseudo.authority.as_deref(), &fields),
             due_bytes: due_bytes(&fields),

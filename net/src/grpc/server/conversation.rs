@@ -382,7 +382,7 @@ impl<S: Service> Conversation<S> {
         if !head.fields.get(CONTENT_TYPE).is_some_and(is_grpc) {
             return Err(Refusal::Http(StatusCode::UNSUPPORTED_MEDIA_TYPE));
         }
-        let path = Path::new(head.pseudo.path.clone().expect("the connection has checked it"));
+        let path = Path::from(&**head.pseudo.path.as_ref().expect("the connection has checked it"));
         let kind = match &*path {
             path if path == HEALTH_CHECK.path => Kind::HealthCheck,
             path if path == HEALTH_WATCH.path => Kind::HealthWatch,
@@ -534,6 +534,9 @@ impl<S: Service> Conversation<S> {
                     return self.put_aside(key, answer_bytes);
                 }
                 let Pieces { first, rest } = rest;
+                if rest.is_empty() {
+                    return self.connection.send_ok(key, &head, first);
+                }
                 self.connection.send_ok_head(key);
                 self.connection.send_part(key, &head, first, false);
                 for piece in rest {
