@@ -1,1 +1,3 @@
 //! Times the parts of Milena, and its peers.
+
+pub mod operations;
