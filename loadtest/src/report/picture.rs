@@ -84,7 +84,7 @@ pub fn ratios(name: &str, title: &str, axis: &str, rows: &[Spread]) -> Option<Pi
         let ends = [at(row.least, Mark::No), at(row.median, Mark::Filled), at(row.most, Mark::No)];
         lines.push(line("median, and least to most", 0, ends.to_vec()));
         if let Some(goal) = row.goal {
-            lines.push(line("goal", 2, vec![at(goal, Mark::Hollow)]));
+            lines.push(line("goal", 2, vec![at(goal, Mark::Filled)]));
         }
     }
     let upright = [y.low(), y.high()].map(|y| Point { x: 1.0, y: Some(y), mark: Mark::No });
