@@ -1,7 +1,7 @@
 //! What should come out, and which comparison tells it.
 //!
 //! A goal is met by the median of the samples; where some of them are beyond it, the index says so. Who changes a goal
-//! changes it here, and nowhere else.
+//! changes it here; the pages follow with `benches/compare --pages`.
 
 use super::record::Found;
 

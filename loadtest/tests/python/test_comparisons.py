@@ -87,6 +87,26 @@ def test_both_lines_of_memory_figures_are_read(compare, record):
     assert told(record) == {"entry-bytes": 38.4, "resident": 1.001}
 
 
+def test_of_a_result_the_histograms_stay_that_a_picture_needs(compare, tmp_path):
+    def times():
+        return {measured: {"count": 9, "hdr": "HISTF"} for measured in ("response", "service", "lag")}
+
+    run = {
+        "settings": {"rate_per_s": 1000.0},
+        "series": [{"second": 0}],
+        "latency": [{"op": "all", **times()}, {"op": "get", **times()}],
+        "tiers": [{"tier": "memory", "service": {"count": 9, "hdr": "HISTF"}}],
+    }
+    path = tmp_path / "ab.json"
+    path.write_text(json.dumps({"runs": [run]}))
+    compare.compact(path)
+    [left] = json.loads(path.read_text())["runs"]
+    assert left["latency"][0]["response"] == {"count": 9, "hdr": "HISTF"}
+    others = [left["latency"][0]["service"], left["latency"][1]["response"], left["tiers"][0]["service"]]
+    assert others == [{"count": 9, "hdr": ""}] * 3
+    assert left["series"] == []
+
+
 def test_a_comparison_that_cannot_be_made_leaves_a_record_that_says_why(compare, tmp_path, monkeypatch):
     def missing(_):
         raise compare.Skipped("redis-server is missing")
