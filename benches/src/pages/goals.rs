@@ -17,7 +17,7 @@ pub struct Comparison {
 }
 
 /// All of them. `benches/compare --list` prints the same names.
-pub const COMPARISONS: [Comparison; 9] = [
+pub const COMPARISONS: [Comparison; 10] = [
     Comparison {
         name: "get",
         title: "A Get of 100 bytes that hits",
@@ -49,7 +49,7 @@ pub const COMPARISONS: [Comparison; 9] = [
     Comparison {
         name: "one-lock",
         title: "Gets and Puts beside one lock around all tiers",
-        how: "`milena-loadtest ab` in a closed loop, 8 connections with 32 requests in flight, 10,000 keys of 100 bytes. \
+        how: "`milena-loadtest ab` in a closed loop, 8 connections with 32 requests in flight, 2,000 keys drawn evenly. \
               **`peer-onelock` is a stand-in**, written after a description of Milena's predecessor and not its code: tonic, \
               and one asynchronous mutex held across memory, disk and store. Both write through to a directory that is \
               synced for each Put, by the same code. A is the stand-in, B the node, with a log of 64 MiB.",
@@ -72,11 +72,16 @@ pub const COMPARISONS: [Comparison; 9] = [
         how: "`memory-figures`: resident bytes of a process that holds nothing else.",
     },
     Comparison {
-        name: "operations",
-        title: "The parts alone",
-        how: "The same functions (`benches/src/operations.rs`) under valgrind, which counts instructions (gungraun), and \
-              against the clock (criterion; the spread is its interval of 95 %). Instructions repeat on any machine with \
-              the same compiler; a compiler or a library that changes moves them.",
+        name: "instructions",
+        title: "The parts alone, in instructions",
+        how: "gungraun over valgrind counts the instructions of the functions in `benches/src/operations.rs`. They \
+              repeat on any machine with the same compiler; a compiler or a library that changes moves them.",
+    },
+    Comparison {
+        name: "times",
+        title: "The parts alone, by the clock",
+        how: "criterion times the same functions, everything they need in the processor's caches. The spread is its interval of \
+              95 % for the median, of 100 samples.",
     },
 ];
 

@@ -7,6 +7,7 @@ use super::{
     pictures::Drawn,
     record::{Figure, Found, Machine, Record, State},
 };
+use crate::operations::OPERATIONS;
 
 const HEAD: &str = "\
 # What was measured
@@ -142,7 +143,7 @@ fn section<'a>(comparison: &Comparison, record: Option<&Record>, pictures: impl 
             Some(found) => (spread(found, &figure.unit), found.samples.to_string()),
             None => (format!("withheld: {}", figure.withheld), String::new()),
         };
-        row(&mut text, &[&figure.what, &found, &samples]);
+        row(&mut text, &[&what(figure), &found, &samples]);
     }
     text += &shown(pictures);
     for remark in &record.remarks {
@@ -150,6 +151,14 @@ fn section<'a>(comparison: &Comparison, record: Option<&Record>, pictures: impl 
     }
     text += if record.remarks.is_empty() { "" } else { "\n" };
     text + &provenance(comparison, record)
+}
+
+/// What a figure is; of an operation, what it does.
+fn what(figure: &Figure) -> String {
+    match OPERATIONS.iter().find(|operation| operation.name == figure.name) {
+        Some(operation) => format!("{}: {}", figure.what, operation.what),
+        None => figure.what.clone(),
+    }
 }
 
 /// Who, where, when, and with what.

@@ -107,6 +107,24 @@ def test_of_a_result_the_histograms_stay_that_a_picture_needs(compare, tmp_path)
     assert left["series"] == []
 
 
+def test_throughput_is_of_pairs_without_errors_whichever_side_went_first(compare, record):
+    def run(label, rate, *codes):
+        reasons = [{"code": code} for code in codes]
+        return {
+            "label": label,
+            "rates": {"achieved_per_s": rate},
+            "validity": {"reasons": reasons},
+            "noise": {"steal_share": 0.1},
+        }
+
+    runs = [run("A", 10.0), run("B", 40.0, "steal"), run("B", 30.0), run("A", 10.0), run("A", 1.0, "errors"), run("B", 99.0)]
+    compare.throughput(record, {"runs": runs}, "95-5/throughput", "throughput")
+    assert record.figures[0]["found"] == {"median": 3.5, "least": 3.0, "most": 4.0, "samples": 2}
+    assert record.remarks == ["throughput: pairs count although the hypervisor took up to 10% of the processors' time"]
+    compare.throughput(record, {"runs": runs[4:]}, "50-50/throughput", "throughput")
+    assert record.figures[1]["withheld"] == "no pair of runs without errors"
+
+
 def test_a_comparison_that_cannot_be_made_leaves_a_record_that_says_why(compare, tmp_path, monkeypatch):
     def missing(_):
         raise compare.Skipped("redis-server is missing")
