@@ -1,1 +1,4 @@
-//! Times the parts of Milena, and its peers.
+//! Times the parts of Milena, and its peers; makes the pages of `docs/benchmarks`.
+
+pub mod operations;
+pub mod pages;

@@ -10,7 +10,8 @@
 //! ```
 //! One file that needs nothing else: no script, nothing fetched, by day and by night, from a telephone's width on. Its
 //! content security policy says the same to the browser. All text of a result is escaped by `maud`; only the drawings
-//! of `report/chart.rs` are not, which escapes its labels itself.
+//! of `report/chart.rs` are not, which escapes its labels itself. Some of the pictures can also be had as files of their
+//! own: `report/picture.rs`.
 
 mod account;
 mod axis;
@@ -18,6 +19,7 @@ mod chart;
 mod distribution;
 mod figure;
 mod load;
+pub mod picture;
 pub(crate) mod quantity;
 mod ratio;
 mod subject;

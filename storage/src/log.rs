@@ -42,6 +42,8 @@ mod footer;
 mod index;
 mod inspect;
 mod open;
+#[cfg(feature = "parts")]
+pub mod parts;
 mod read;
 mod reclaim;
 mod record;

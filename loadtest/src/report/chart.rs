@@ -24,11 +24,11 @@ use super::axis::Axis;
 
 /// The picture's size in points of the page when it is as wide as drawn. On a telephone it is a little smaller, on a
 /// desk two stand side by side and are larger.
-const WIDTH: u32 = 440;
-const HEIGHT: u32 = 306;
+pub(super) const WIDTH: u32 = 440;
+pub(super) const HEIGHT: u32 = 306;
 
 /// plotters places things on whole pixels; with four of them for a point nobody sees the rounding.
-const PIXELS: u32 = 4;
+pub(super) const PIXELS: u32 = 4;
 
 /// Height of the letters; `style.css` has the same.
 const TEXT: u32 = 13;

@@ -1,0 +1,280 @@
+//! What Milena's node is compared with as its predecessor's stand-in: every call holds one lock around all tiers.
+//!
+//! ```text
+//!   peer-onelock 127.0.0.1:6003 DIR
+//!
+//!   Get   lock ─ memory ─ disk ─ store ─ fill disk and memory ─ unlock      a hit waits behind whoever waits for the store
+//!   Put   lock ─ store ─ disk ─ memory ─ unlock                             one request to the store at a time
+//! ```
+//! This is no copy of the predecessor, but a server written after a description of it: tonic on a runtime of several
+//! threads, and one asynchronous mutex that is held across every await. What is below the lock is, if anything, faster than
+//! it was there: memory by count of entries, as there; for the disk one file that is appended to, never synced and never
+//! collected, with its index in memory, in the place of an LSM tree; and for the store Milena's own directory store, with
+//! the same promise as the node that it is compared with. There is no protoc, so the service below is what tonic's
+//! generator would have written.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    env,
+    fs::{self, File, OpenOptions},
+    io,
+    net::SocketAddr,
+    os::unix::fs::FileExt as _,
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use milena_proto::{
+    cache_server::{DeleteRequest, DeleteResponse, GetRequest, GetResponse, PutRequest, PutResponse, Tier},
+    key::{Key, KeyRef},
+};
+use milena_storage::{
+    Condition, Error, Put, Timestamp,
+    object::{Asker, Store, directory::Directory},
+};
+use tokio::{sync::Mutex, task::spawn_blocking};
+use tonic::{
+    Request, Response, Status,
+    body::Body,
+    codegen::{BoxFuture, Service, http},
+    server::{Grpc, NamedService, UnaryService},
+    transport::Server,
+};
+use tonic_prost::ProstCodec;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Entries in memory, as many as the load test has keys by default: hits are hits in both.
+const ENTRIES_MAX: usize = 100_000;
+
+/// Lives do not end here.
+const NOW: Timestamp = Timestamp(0);
+
+/// What the one lock is around.
+struct Tiers {
+    memory: HashMap<Key, Bytes, ahash::RandomState>,
+    disk: Disk,
+    store: Arc<Directory>,
+}
+
+/// Values behind one another in a file.
+struct Disk {
+    file: Arc<File>,
+    end: u64,
+    places: HashMap<Key, (u64, usize), ahash::RandomState>,
+}
+
+impl Tiers {
+    async fn get(&mut self, key: Key) -> Result<Option<(Bytes, Tier)>, Status> {
+        if let Some(value) = self.memory.get(&key) {
+            return Ok(Some((value.clone(), Tier::Memory)));
+        }
+        if let Some(value) = self.disk.read(&key).await? {
+            self.remember(key, value.clone());
+            return Ok(Some((value, Tier::Disk)));
+        }
+        let (store, asked) = (Arc::clone(&self.store), key.clone());
+        let found =
+            blocking(move || store.get(&asked, None, NOW, &mut Asker::new(1)).map_err(|error| refused(&error))).await?;
+        let Some(entry) = found.into_entry() else { return Ok(None) };
+        self.disk.append(&key, &entry.value).await?;
+        self.remember(key, entry.value.clone());
+        Ok(Some((entry.value, Tier::S3)))
+    }
+
+    async fn put(&mut self, key: Key, value: Bytes) -> Result<(), Status> {
+        let (store, asked) = (Arc::clone(&self.store), key.clone());
+        let put = Put::new(value.clone(), Condition::Always);
+        blocking(move || store.put(&asked, &put, &mut Asker::new(1)).map_err(|error| refused(&error))).await?;
+        self.disk.append(&key, &value).await?;
+        self.remember(key, value);
+        Ok(())
+    }
+
+    async fn delete(&mut self, key: Key) -> Result<(), Status> {
+        let (store, asked) = (Arc::clone(&self.store), key.clone());
+        blocking(move || store.delete(&asked, &Condition::Always, &mut Asker::new(1)).map_err(|error| refused(&error)))
+            .await?;
+        self.disk.places.remove(&key);
+        self.memory.remove(&key);
+        Ok(())
+    }
+
+    fn remember(&mut self, key: Key, value: Bytes) {
+        if self.memory.len() >= ENTRIES_MAX && !self.memory.contains_key(&key) {
+            let victim = self.memory.keys().next().cloned();
+            victim.map(|victim| self.memory.remove(&victim));
+        }
+        self.memory.insert(key, value);
+    }
+}
+
+impl Disk {
+    fn create(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(path)?;
+        Ok(Self { file: Arc::new(file), end: 0, places: HashMap::default() })
+    }
+
+    async fn read(&self, key: &Key) -> Result<Option<Bytes>, Status> {
+        let Some(&(start, bytes)) = self.places.get(key) else { return Ok(None) };
+        let file = Arc::clone(&self.file);
+        let read = blocking(move || {
+            let mut value = vec![0; bytes];
+            file.read_exact_at(&mut value, start).map_err(|error| Status::internal(error.to_string()))?;
+            Ok(value)
+        });
+        Ok(Some(read.await?.into()))
+    }
+
+    async fn append(&mut self, key: &Key, value: &Bytes) -> Result<(), Status> {
+        let (file, start, written) = (Arc::clone(&self.file), self.end, value.clone());
+        blocking(move || file.write_all_at(&written, start).map_err(|error| Status::internal(error.to_string())))
+            .await?;
+        self.end += value.len() as u64;
+        self.places.insert(key.clone(), (start, value.len()));
+        Ok(())
+    }
+}
+
+/// Runs on one of the runtime's threads for blocking work.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Status> + Send + 'static) -> Result<T, Status> {
+    spawn_blocking(work).await.map_err(|error| Status::internal(error.to_string()))?
+}
+
+fn refused(error: &Error) -> Status {
+    Status::internal(error.to_string())
+}
+
+fn key_of(bucket: &str, name: &[u8]) -> Result<Key, Status> {
+    let key = KeyRef::parse(bucket.as_bytes(), name).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    Ok(key.to_key())
+}
+
+#[derive(Clone)]
+struct Cache {
+    tiers: Arc<Mutex<Tiers>>,
+}
+
+#[derive(Clone)]
+struct Get(Cache);
+#[derive(Clone)]
+struct Set(Cache);
+#[derive(Clone)]
+struct Delete(Cache);
+
+impl UnaryService<GetRequest> for Get {
+    type Response = GetResponse;
+    type Future = BoxFuture<Response<GetResponse>, Status>;
+
+    fn call(&mut self, request: Request<GetRequest>) -> Self::Future {
+        let (tiers, request) = (Arc::clone(&self.0.tiers), request.into_inner());
+        Box::pin(async move {
+            let key = key_of(&request.bucket, &request.key)?;
+            let found = tiers.lock().await.get(key).await?;
+            Ok(Response::new(found.map_or_else(GetResponse::default, |(value, tier)| GetResponse {
+                successful: true,
+                value,
+                tier: tier.into(),
+                ..Default::default()
+            })))
+        })
+    }
+}
+
+impl UnaryService<PutRequest> for Set {
+    type Response = PutResponse;
+    type Future = BoxFuture<Response<PutResponse>, Status>;
+
+    fn call(&mut self, request: Request<PutRequest>) -> Self::Future {
+        let (tiers, request) = (Arc::clone(&self.0.tiers), request.into_inner());
+        Box::pin(async move {
+            let key = key_of(&request.bucket, &request.key)?;
+            // Copied out of the network buffer, which a small value would otherwise keep alive.
+            let value = Bytes::copy_from_slice(&request.value);
+            tiers.lock().await.put(key, value).await?;
+            Ok(Response::new(PutResponse { successful: true, ..Default::default() }))
+        })
+    }
+}
+
+impl UnaryService<DeleteRequest> for Delete {
+    type Response = DeleteResponse;
+    type Future = BoxFuture<Response<DeleteResponse>, Status>;
+
+    fn call(&mut self, request: Request<DeleteRequest>) -> Self::Future {
+        let (tiers, request) = (Arc::clone(&self.0.tiers), request.into_inner());
+        Box::pin(async move {
+            let key = key_of(&request.bucket, &request.key)?;
+            tiers.lock().await.delete(key).await?;
+            Ok(Response::new(DeleteResponse { successful: true }))
+        })
+    }
+}
+
+impl Service<http::Request<Body>> for Cache {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Self::Error>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let cache = self.clone();
+        match request.uri().path() {
+            "/cache_server.Cache/Get" => {
+                Box::pin(async { Ok(Grpc::new(ProstCodec::default()).unary(Get(cache), request).await) })
+            }
+            "/cache_server.Cache/Put" => {
+                Box::pin(async { Ok(Grpc::new(ProstCodec::default()).unary(Set(cache), request).await) })
+            }
+            "/cache_server.Cache/Delete" => {
+                Box::pin(async { Ok(Grpc::new(ProstCodec::default()).unary(Delete(cache), request).await) })
+            }
+            _ => Box::pin(async { Ok(Status::unimplemented("").into_http()) }),
+        }
+    }
+}
+
+impl NamedService for Cache {
+    const NAME: &'static str = "cache_server.Cache";
+}
+
+fn open(dir: &Path) -> Result<Cache, String> {
+    fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    let store = Directory::open(&dir.join("store")).map_err(|error| error.to_string())?;
+    let disk = Disk::create(&dir.join("values")).map_err(|error| format!("{}: {error}", dir.display()))?;
+    let tiers = Tiers { memory: HashMap::default(), disk, store: Arc::new(store) };
+    Ok(Cache { tiers: Arc::new(Mutex::new(tiers)) })
+}
+
+fn main() -> ExitCode {
+    let mut args = env::args().skip(1);
+    let address = args.next().and_then(|text| text.parse::<SocketAddr>().ok());
+    let (Some(address), Some(dir)) = (address, args.next()) else {
+        eprintln!("peer-onelock: which address and directory? for example `peer-onelock 127.0.0.1:6003 one-lock`");
+        return ExitCode::from(2);
+    };
+    let cache = match open(Path::new(&dir)) {
+        Ok(cache) => cache,
+        Err(text) => {
+            eprintln!("peer-onelock: {text}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let served = runtime.block_on(Server::builder().tcp_nodelay(true).add_service(cache).serve(address));
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("peer-onelock: {address}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
