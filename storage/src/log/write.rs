@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   gather ──▶ somebody waits? enough bytes? ──▶ write all, durably if wanted ──▶ sync what was written before, if wanted
-//!                                                  └─▶ it is with the disk: tell who waited for the one before
+//!                                                  └─▶ it is with the disk: tell some who waited for the one before
 //!
 //!   disk   ├── cycle 1 ──┤├── cycle 3 ──┤        a second begins while the first is in the air, where both are records
 //!               ├── cycle 2 ──┤├── cycle 4 ──┤    that somebody waits for
@@ -10,7 +10,7 @@
 //! Who is told has something to do, all of it before the core looks at its ring again: if they were told first, the disk
 //! would have nothing to do meanwhile.
 
-use std::{mem, pin::pin, time::Duration};
+use std::{collections::VecDeque, pin::pin, time::Duration};
 
 use futures::{
     FutureExt as _, StreamExt as _,
@@ -26,35 +26,46 @@ use super::{
 /// Cycles in the air.
 const CYCLES_MAX: usize = 2;
 
+/// Who waited is told in such portions, and what a portion goes on to write is with the disk before the next is told: else all
+/// would write at the same time for ever, and the disk would have nothing to do while they prepare it.
+const TOLD_AT_ONCE_MAX: usize = 32;
+
 /// A batch is written at once when it has this many bytes, whoever waits.
 const BATCH_BYTES: usize = 256 << 10;
 
 /// How long a record waits for company that nobody needs on disk now; a process that is killed loses no more.
 const GATHER: Duration = Duration::from_millis(50);
 
+/// A cycle on its way to the disk, and what became of it.
+type Flight<'a> = LocalBoxFuture<'a, (Cycle, Failures)>;
+
+/// What a log that writes waits for.
+enum Event {
+    /// The cycle that began first is over.
+    Landed(Cycle, Failures),
+    /// Another should begin.
+    Due,
+    /// What was begun is with the disk, and somebody can be told.
+    Submitted,
+}
+
 impl<D: Device> Log<D> {
     pub(super) async fn write(&self) {
         let mut flights = FuturesOrdered::new();
-        let mut over = Vec::new();
+        let mut over = VecDeque::new();
         loop {
-            let landed = {
-                let due = self.cycle_is_due(flights.len());
-                match future::select(pin!(landing(&mut flights)), pin!(due)).await {
-                    Either::Left((landed, _)) => Some(landed),
-                    Either::Right(_) => None,
+            match self.next_event(&mut flights, !over.is_empty()).await {
+                Event::Landed(cycle, failures) => {
+                    self.state.borrow_mut().end_cycle(&cycle, &failures);
+                    self.tell_of_room();
+                    self.ring_if_needed();
+                    over.extend(self.take_durable());
+                    if !self.is_due(flights.len()) {
+                        self.tell_some(&mut over);
+                    }
                 }
-            };
-            if let Some((cycle, failures)) = landed {
-                self.state.borrow_mut().end_cycle(&cycle, &failures);
-                self.tell_of_room();
-                self.ring_if_needed();
-                over.extend(self.take_durable());
-            } else {
-                flights.extend(self.begin(mem::take(&mut over)));
-            }
-            // Else they are told when the next is with the disk.
-            if !self.is_due(flights.len()) {
-                self.tell(mem::take(&mut over));
+                Event::Due => flights.extend(self.begin()),
+                Event::Submitted => self.tell_some(&mut over),
             }
             let has_stopped = self.is_stopping.get() && self.has_reclaimed.get() && flights.is_empty();
             if has_stopped && !self.state.borrow().has_work(true) {
@@ -63,8 +74,29 @@ impl<D: Device> Log<D> {
         }
     }
 
-    /// Begins a cycle, if there is anything to write. Those who are `over` are told when it is with the disk.
-    fn begin(&self, over: Vec<Over>) -> Option<LocalBoxFuture<'_, (Cycle, Failures)>> {
+    async fn next_event(&self, flights: &mut FuturesOrdered<Flight<'_>>, is_anybody_over: bool) -> Event {
+        let due = self.cycle_is_due(flights.len());
+        let landed = async {
+            match flights.next().await {
+                Some((cycle, failures)) => Event::Landed(cycle, failures),
+                None => future::pending().await,
+            }
+        };
+        let submitted = async {
+            if !is_anybody_over {
+                future::pending::<()>().await;
+            }
+            self.device.submitted().await;
+        };
+        match future::select(pin!(landed), future::select(pin!(due), pin!(submitted))).await {
+            Either::Left((landed, _)) => landed,
+            Either::Right((Either::Left(_), _)) => Event::Due,
+            Either::Right((Either::Right(_), _)) => Event::Submitted,
+        }
+    }
+
+    /// Begins a cycle, if there is anything to write.
+    fn begin(&self) -> Option<Flight<'_>> {
         // A segment that is being emptied is emptied first.
         let is_stopping = self.is_stopping.get() && self.has_reclaimed.get();
         if is_stopping {
@@ -72,19 +104,19 @@ impl<D: Device> Log<D> {
         }
         let must_sync = is_stopping || self.is_waited_for();
         if !self.state.borrow().has_work(must_sync) {
-            self.tell(over);
             return None;
         }
         let cycle = self.state.borrow_mut().begin_cycle(must_sync);
         let flight = async move {
-            let told = async {
-                self.device.submitted().await;
-                self.tell(over);
-            };
-            let (failures, ()) = future::join(self.perform(&cycle), told).await;
+            let failures = self.perform(&cycle).await;
             (cycle, failures)
         };
         Some(flight.boxed_local())
+    }
+
+    fn tell_some(&self, over: &mut VecDeque<Over>) {
+        let count = over.len().min(TOLD_AT_ONCE_MAX);
+        self.tell(over.drain(..count));
     }
 
     fn is_waited_for(&self) -> bool {
@@ -174,18 +206,10 @@ impl<D: Device> Log<D> {
         over.into_iter().map(with_answer).collect()
     }
 
-    pub(super) fn tell(&self, over: Vec<Over>) {
+    pub(super) fn tell(&self, over: impl IntoIterator<Item = Over>) {
         for (tell, answer) in over {
             // Who has gone needs no answer.
             let _ = tell.send(answer);
         }
-    }
-}
-
-/// What comes back first of those in the air, which is what went first; never, where there are none.
-async fn landing(flights: &mut FuturesOrdered<LocalBoxFuture<'_, (Cycle, Failures)>>) -> (Cycle, Failures) {
-    match flights.next().await {
-        Some(landed) => landed,
-        None => future::pending().await,
     }
 }
