@@ -15,16 +15,16 @@
 //! The full key is compared with the record, always: an index slot is a hint of where to look. That holds for writes too,
 //! which read the record they replace; so two keys never share a fate, and what is dead stays dead (state.rs).
 //!
-//! While one batch is being written the next gathers, so that a sync is shared by all who came meanwhile; see DeWitt et
-//! al., "Implementation Techniques for Main Memory Database Systems", SIGMOD 1984, section 5 (group commit).
+//! While batches are being written, two at most, the next gathers, so that a sync is shared by all who came meanwhile; see
+//! DeWitt et al., "Implementation Techniques for Main Memory Database Systems", SIGMOD 1984, section 5 (group commit).
 //!
-//! Measured (`log-figures` in benches; 2 CPUs, ext4, a virtual disk whose direct read of 4 KiB takes 93 µs at p50 and whose
-//! write of 72 KiB with a sync 249 µs at p50 and 2.1 ms at p99 in the same run):
+//! Measured (`log-figures` in benches; 2 CPUs, ext4, a virtual disk whose direct read of 4 KiB takes 98 to 103 µs at p50 and
+//! whose write of 72 KiB with a sync 224 to 250 µs at p50 and 460 to 531 µs at p99 in the same runs):
 //!
 //! ```text
 //! 10 million keys   11.1 bytes of index each; start 1.60 s from footers, 0.25 s from the index of a clean stop
-//! get, 1 KiB        resident 2.2 µs of CPU more than memory and a copy; cold 103 and 123 µs in two runs, beside 93 and 94
-//! put, ack=DISK     64 in flight: p50 0.58 ms, p99 1.0 ms, 98,000 a second; sustained 0.40 of a plain loop's bandwidth
+//! get, 1 KiB        resident 2.1 µs of CPU more than memory and a copy; cold 1.19 and 1.21 times the direct read
+//! put, ack=DISK     waves of 64: p50 0.44 to 0.51 ms, p99 0.73 to 1.0 ms; sustained 0.78 to 0.89 of a plain loop's bandwidth
 //! reclaiming        between two turns of a neighbour p99.9 341 µs, 419 µs where nothing is reclaimed
 //! amplification     1 KiB, Zipf 0.99, log full, half of it gets: 1.235 bytes written for each of key and value
 //! ```
