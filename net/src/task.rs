@@ -14,15 +14,6 @@ pub fn spawn(future: impl Future<Output = ()> + 'static) {
     glommio::spawn_local(future).detach();
 }
 
-/// Whether this core has something else to do by now: a socket or a timer has news. For a task that waits in a loop.
-///
-/// # Panics
-/// Outside a core.
-#[must_use]
-pub fn should_yield() -> bool {
-    glommio::executor().need_preempt()
-}
-
 /// Waits for `duration`, to about a millisecond.
 ///
 /// # Panics
