@@ -998,6 +998,25 @@ fn two_writes_are_in_the_air_and_who_waited_is_told_once_the_next_is_with_the_di
 }
 
 #[test]
+fn a_stop_seals_what_is_open_whatever_is_in_the_air() {
+    for turns in 0..30 {
+        let mut bench = Bench::new(16);
+        bench.device.set_delay_max(20);
+        let waits = ["a", "b", "c"].map(|name| {
+            let position = bench.put(name, b"one").unwrap();
+            let mut wait = Box::pin(Rc::clone(&bench.log).durable(position));
+            assert!((&mut wait).now_or_never().is_none());
+            bench.turn();
+            wait
+        });
+        (0..turns).for_each(|_| bench.turn());
+        bench.stop();
+        assert!(bench.log.state.borrow().is_index_whole(), "after {turns} turns: {:?}", bench.log.figures());
+        assert!(bench.finish(futures::future::join_all(waits)).iter().all(Result::is_ok));
+    }
+}
+
+#[test]
 fn of_two_writes_in_the_air_either_may_fail_and_both_are_acknowledged() {
     let mut count_in_the_air = [0; 2];
     for seed in seeds(50) {

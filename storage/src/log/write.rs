@@ -53,6 +53,7 @@ impl<D: Device> Log<D> {
     pub(super) async fn write(&self) {
         let mut flights = FuturesOrdered::new();
         let mut over = VecDeque::new();
+        let mut is_closed = false;
         loop {
             match self.next_event(&mut flights, !over.is_empty()).await {
                 Event::Landed(cycle, failures) => {
@@ -64,11 +65,17 @@ impl<D: Device> Log<D> {
                         self.tell_some(&mut over);
                     }
                 }
-                Event::Due => flights.extend(self.begin()),
+                Event::Due => {
+                    // A segment that is being emptied is emptied first.
+                    is_closed = self.is_stopping.get() && self.has_reclaimed.get();
+                    if is_closed {
+                        self.state.borrow_mut().close_all();
+                    }
+                    flights.extend(self.begin(is_closed));
+                }
                 Event::Submitted => self.tell_some(&mut over),
             }
-            let has_stopped = self.is_stopping.get() && self.has_reclaimed.get() && flights.is_empty();
-            if has_stopped && !self.state.borrow().has_work(true) {
+            if is_closed && flights.is_empty() && !self.state.borrow().has_work(true) {
                 return self.tell(over);
             }
         }
@@ -95,14 +102,9 @@ impl<D: Device> Log<D> {
         }
     }
 
-    /// Begins a cycle, if there is anything to write.
-    fn begin(&self) -> Option<Flight<'_>> {
-        // A segment that is being emptied is emptied first.
-        let is_stopping = self.is_stopping.get() && self.has_reclaimed.get();
-        if is_stopping {
-            self.state.borrow_mut().close_all();
-        }
-        let must_sync = is_stopping || self.is_waited_for();
+    /// Begins a cycle, if there is anything to write; it is synced if that is asked for, or somebody waits for it.
+    fn begin(&self, must_sync: bool) -> Option<Flight<'_>> {
+        let must_sync = must_sync || self.is_waited_for();
         if !self.state.borrow().has_work(must_sync) {
             return None;
         }
