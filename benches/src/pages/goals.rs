@@ -129,7 +129,7 @@ const ROUTER: &str = "router CPU per forwarded Get, 100 bytes";
 const RESPONSE: &str = "response time of a Get, half the saturating rate";
 
 /// All of them.
-pub const GOALS: [Goal; 28] = [
+pub const GOALS: [Goal; 29] = [
     goal(("get", "8x32/node:tonic"), "CPU 8x32, tonic", CPU, "tonic, 8x32", AtMost(0.30), "times"),
     goal(("get", "64x1/node:tonic"), "CPU 64x1, tonic", CPU, "tonic, 64x1", AtMost(0.65), "times"),
     goal(("get", "8x1/node:tonic"), "CPU 8x1, tonic", CPU, "tonic, 8x1", AtMost(0.65), "times"),
@@ -209,10 +209,10 @@ pub const GOALS: [Goal; 28] = [
         "times",
     ),
     goal(
-        ("neighbours", "reclaiming"),
+        ("neighbours", "reclaiming-more"),
         "wait, reclaiming",
-        "longest between two turns of a neighbour while the log reclaims",
-        "–",
+        "longest between two turns of a neighbour while the log reclaims: so much longer",
+        "the same puts to a log that has room",
         AtMost(1.0),
         "ms",
     ),

@@ -69,6 +69,7 @@ def test_every_line_of_log_figures_that_a_goal_needs_is_read(compare, record):
         "writing": 1.8 / 1.5,
         "reclaiming": 0.812,
         "not-reclaiming": 3.0,
+        "reclaiming-more": 0.0,
         "faults": 0.0,
         "faults-pressed": 1.0,
         "amplification": 1.235,
