@@ -6,7 +6,12 @@
 //! ```
 //! Needs root (CAP_SYS_ADMIN). A test that cannot have it fails and says so.
 
-use std::{ffi::CString, fs, io, os::unix::ffi::OsStrExt as _, path::Path, ptr};
+use std::{cell::Cell, ffi::CString, fs, io, os::unix::ffi::OsStrExt as _, path::Path, ptr};
+
+thread_local! {
+    /// Whether this thread has mounts of its own.
+    static IS_APART: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Unmounts when it goes: to be declared after what removes the directory.
 #[must_use]
@@ -26,10 +31,13 @@ impl Drop for Mounted {
 /// # Panics
 /// Where mounting is not allowed.
 pub(crate) fn mount(kind: &str, dir: &Path, options: &str) -> Mounted {
-    // SAFETY: no pointers; only what this thread sees of mounts changes.
-    let is_apart = unsafe { libc::unshare(libc::CLONE_NEWNS) };
-    assert_eq!(is_apart, 0, "a mount namespace needs root (CAP_SYS_ADMIN): {}", io::Error::last_os_error());
-    mount_with("none", Path::new("/"), libc::MS_REC | libc::MS_PRIVATE, "");
+    // Once for a thread: workers of its rings, which open files, stay in the namespace that they began in.
+    if !IS_APART.replace(true) {
+        // SAFETY: no pointers; only what this thread sees of mounts changes.
+        let is_apart = unsafe { libc::unshare(libc::CLONE_NEWNS) };
+        assert_eq!(is_apart, 0, "a mount namespace needs root (CAP_SYS_ADMIN): {}", io::Error::last_os_error());
+        mount_with("none", Path::new("/"), libc::MS_REC | libc::MS_PRIVATE, "");
+    }
     mount_with(kind, dir, 0, options);
     Mounted { dir: CString::new(dir.as_os_str().as_bytes()).expect("no zeros") }
 }
