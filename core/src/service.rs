@@ -580,3 +580,19 @@ impl fmt::Debug for Call {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_of_day_is_reckoned_for_ten_milliseconds_and_then_read_again() {
+        let (clock, read_at) = (Clock::new(), Instant::now());
+        clock.0.set((read_at, Timestamp(1_000)));
+        assert_eq!(clock.at(read_at), Timestamp(1_000));
+        assert_eq!(clock.at(read_at + CLOCK_AGE_MAX - Duration::from_millis(1)), Timestamp(1_009));
+        let now = clock.at(read_at + CLOCK_AGE_MAX);
+        assert!(now > Timestamp(1_700_000_000_000), "{now:?} is long ago");
+        assert_eq!(clock.0.get().1, now, "from which it is reckoned on");
+    }
+}

@@ -160,59 +160,48 @@ struct Cache {
     tiers: Arc<Mutex<Tiers>>,
 }
 
-#[derive(Clone)]
-struct Get(Cache);
-#[derive(Clone)]
-struct Set(Cache);
-#[derive(Clone)]
-struct Delete(Cache);
+impl Cache {
+    async fn get(self, request: GetRequest) -> Result<GetResponse, Status> {
+        let key = key_of(&request.bucket, &request.key)?;
+        let found = self.tiers.lock().await.get(key).await?;
+        Ok(found.map_or_else(GetResponse::default, |(value, tier)| GetResponse {
+            successful: true,
+            value,
+            tier: tier.into(),
+            ..Default::default()
+        }))
+    }
 
-impl UnaryService<GetRequest> for Get {
-    type Response = GetResponse;
-    type Future = BoxFuture<Response<GetResponse>, Status>;
+    async fn put(self, request: PutRequest) -> Result<PutResponse, Status> {
+        let key = key_of(&request.bucket, &request.key)?;
+        // Copied out of the network buffer, which a small value would otherwise keep alive.
+        let value = Bytes::copy_from_slice(&request.value);
+        self.tiers.lock().await.put(key, value).await?;
+        Ok(PutResponse { successful: true, ..Default::default() })
+    }
 
-    fn call(&mut self, request: Request<GetRequest>) -> Self::Future {
-        let (tiers, request) = (Arc::clone(&self.0.tiers), request.into_inner());
-        Box::pin(async move {
-            let key = key_of(&request.bucket, &request.key)?;
-            let found = tiers.lock().await.get(key).await?;
-            Ok(Response::new(found.map_or_else(GetResponse::default, |(value, tier)| GetResponse {
-                successful: true,
-                value,
-                tier: tier.into(),
-                ..Default::default()
-            })))
-        })
+    async fn delete(self, request: DeleteRequest) -> Result<DeleteResponse, Status> {
+        let key = key_of(&request.bucket, &request.key)?;
+        self.tiers.lock().await.delete(key).await?;
+        Ok(DeleteResponse { successful: true })
     }
 }
 
-impl UnaryService<PutRequest> for Set {
-    type Response = PutResponse;
-    type Future = BoxFuture<Response<PutResponse>, Status>;
+/// One method of the service, in the form that tonic calls.
+#[derive(Clone)]
+struct Call<F>(Cache, F);
 
-    fn call(&mut self, request: Request<PutRequest>) -> Self::Future {
-        let (tiers, request) = (Arc::clone(&self.0.tiers), request.into_inner());
-        Box::pin(async move {
-            let key = key_of(&request.bucket, &request.key)?;
-            // Copied out of the network buffer, which a small value would otherwise keep alive.
-            let value = Bytes::copy_from_slice(&request.value);
-            tiers.lock().await.put(key, value).await?;
-            Ok(Response::new(PutResponse { successful: true, ..Default::default() }))
-        })
-    }
-}
+impl<Q, A, F, Answer> UnaryService<Q> for Call<F>
+where
+    F: Fn(Cache, Q) -> Answer,
+    Answer: Future<Output = Result<A, Status>> + Send + 'static,
+{
+    type Response = A;
+    type Future = BoxFuture<Response<A>, Status>;
 
-impl UnaryService<DeleteRequest> for Delete {
-    type Response = DeleteResponse;
-    type Future = BoxFuture<Response<DeleteResponse>, Status>;
-
-    fn call(&mut self, request: Request<DeleteRequest>) -> Self::Future {
-        let (tiers, request) = (Arc::clone(&self.0.tiers), request.into_inner());
-        Box::pin(async move {
-            let key = key_of(&request.bucket, &request.key)?;
-            tiers.lock().await.delete(key).await?;
-            Ok(Response::new(DeleteResponse { successful: true }))
-        })
+    fn call(&mut self, request: Request<Q>) -> Self::Future {
+        let answer = (self.1)(self.0.clone(), request.into_inner());
+        Box::pin(async { Ok(Response::new(answer.await?)) })
     }
 }
 
@@ -229,14 +218,14 @@ impl Service<http::Request<Body>> for Cache {
         let cache = self.clone();
         match request.uri().path() {
             "/cache_server.Cache/Get" => {
-                Box::pin(async { Ok(Grpc::new(ProstCodec::default()).unary(Get(cache), request).await) })
+                Box::pin(async { Ok(Grpc::new(ProstCodec::default()).unary(Call(cache, Cache::get), request).await) })
             }
             "/cache_server.Cache/Put" => {
-                Box::pin(async { Ok(Grpc::new(ProstCodec::default()).unary(Set(cache), request).await) })
+                Box::pin(async { Ok(Grpc::new(ProstCodec::default()).unary(Call(cache, Cache::put), request).await) })
             }
-            "/cache_server.Cache/Delete" => {
-                Box::pin(async { Ok(Grpc::new(ProstCodec::default()).unary(Delete(cache), request).await) })
-            }
+            "/cache_server.Cache/Delete" => Box::pin(async {
+                Ok(Grpc::new(ProstCodec::default()).unary(Call(cache, Cache::delete), request).await)
+            }),
             _ => Box::pin(async { Ok(Status::unimplemented("").into_http()) }),
         }
     }
