@@ -41,6 +41,16 @@ pub trait Device: 'static {
         len: usize,
     ) -> impl Future<Output = Result<Bytes, DeviceError>> + 'static;
 
+    /// As [`Device::read`], of what nobody is expected to want again: no memory holds it afterwards that did not before.
+    fn read_once(
+        &self,
+        segment: SegmentNumber,
+        offset: u32,
+        len: usize,
+    ) -> impl Future<Output = Result<Bytes, DeviceError>> + 'static {
+        self.read(segment, offset, len)
+    }
+
     /// As many of `len` bytes as can be had without waiting, from the first; none when the first cannot.
     fn read_resident(&self, segment: SegmentNumber, offset: u32, len: usize) -> Option<Bytes>;
 

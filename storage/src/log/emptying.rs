@@ -30,7 +30,7 @@ const RECLAIM_PAUSE: Duration = Duration::from_millis(100);
 const BREATH: Duration = Duration::from_micros(20);
 
 /// Records that reclaiming decides about before it lets others run: some ten microseconds.
-const RECORDS_PER_TURN: usize = 256;
+const RECORDS_PER_TURN: usize = 64;
 
 impl<D: Device> Log<D> {
     pub(super) fn needs_reclaiming(&self) -> bool {
@@ -145,7 +145,7 @@ impl<D: Device> Log<D> {
             let (count, len) = reclaim::span(rest);
             let (together, after) = rest.split_at(count);
             rest = after;
-            let bytes = self.device.read(victim, together[0].offset, len).await;
+            let bytes = self.device.read_once(victim, together[0].offset, len).await;
             if let Err(error) = bytes {
                 self.notice(victim, Trouble::Unreadable { segment: victim, error });
             }
@@ -223,7 +223,7 @@ impl<D: Device> Log<D> {
 
     /// Fewer bytes than asked for are a failure: they look like an end where there is none.
     async fn read_whole(&self, number: SegmentNumber, offset: u32, len: usize) -> Option<Bytes> {
-        let read = self.device.read(number, offset, len).await;
+        let read = self.device.read_once(number, offset, len).await;
         if let Err(error) = read {
             self.notice(number, Trouble::Unreadable { segment: number, error });
         }

@@ -8,7 +8,8 @@
 //!          ├ tag     ┼ hits ┼ segment   ┼ offset / 16       ┼ size     ┤          0 = empty
 //! ```
 //! `spilled` counts the slots that are at home in this line and stand in a later one, because it was full: a search goes
-//! on to the next line only as long as there may be such. `size` says how much to read: 4 KiB · 2^size, or less.
+//! on to the next line only as long as there may be such. `size` says how much to read: 256 bytes · 2^size, or less:
+//! a small record is seldom read with a page that it does not touch.
 //! A table grows by an eighth when it is [`FULL_SHARE`] full. The home depends on the tag alone, which stands in the
 //! slot, so growing needs no hash and no disk.
 //!
@@ -25,6 +26,7 @@ use milena_proto::placement::{KeyHash, mix64};
 use super::{
     record::UNIT_BYTES,
     segment::{BLOCK_BYTES, SEGMENT_BYTES_MAX, SEGMENTS_MAX, SegmentNumber},
+    state::RECORD_SHARE_MAX,
 };
 
 const LINE_SLOTS: usize = 7;
@@ -35,6 +37,9 @@ const SEGMENT_BITS: u32 = 16;
 const OFFSET_BITS: u32 = 22;
 const SIZE_BITS: u32 = 4;
 
+/// What the least size stands for.
+const SIZE_BYTES_MIN: usize = 256;
+
 const HITS_MAX: u64 = (1 << HITS_BITS) - 1;
 const OFFSET_SHIFT: u32 = SIZE_BITS;
 const SEGMENT_SHIFT: u32 = OFFSET_SHIFT + OFFSET_BITS;
@@ -44,6 +49,7 @@ const TAG_SHIFT: u32 = HITS_SHIFT + HITS_BITS;
 const _: () = assert!(TAG_BITS + HITS_BITS + SEGMENT_BITS + OFFSET_BITS + SIZE_BITS == u64::BITS);
 const _: () = assert!(SEGMENTS_MAX as u64 == 1 << SEGMENT_BITS);
 const _: () = assert!(SEGMENT_BYTES_MAX / UNIT_BYTES as u64 == 1 << OFFSET_BITS);
+const _: () = assert!(SEGMENT_BYTES_MAX / RECORD_SHARE_MAX as u64 == (SIZE_BYTES_MIN as u64) << ((1 << SIZE_BITS) - 1));
 const _: () = assert!(BLOCK_BYTES as u64 > 0, "no record begins at offset 0, so no slot is 0");
 
 /// A table grows when more than this share of its slots, in eighths, is taken.
@@ -71,14 +77,14 @@ impl Place {
     /// The place of a record of `record_bytes`.
     pub(super) fn new(segment: SegmentNumber, offset: u32, record_bytes: usize) -> Self {
         debug_assert!(offset as usize >= BLOCK_BYTES && (offset as usize).is_multiple_of(UNIT_BYTES));
-        let blocks = record_bytes.div_ceil(BLOCK_BYTES);
-        let size = u8::try_from(blocks.next_power_of_two().ilog2()).expect("below 64");
+        let least_sizes = record_bytes.div_ceil(SIZE_BYTES_MIN);
+        let size = u8::try_from(least_sizes.next_power_of_two().ilog2()).expect("below 64");
         Self { segment, offset, size }
     }
 
     /// No record that is here is longer.
     pub(super) fn record_bytes_max(self) -> usize {
-        BLOCK_BYTES << self.size
+        SIZE_BYTES_MIN << self.size
     }
 
     fn packed(self) -> u64 {
@@ -432,10 +438,10 @@ mod tests {
 
     #[test]
     fn a_place_says_where_and_never_too_little_how_much() {
-        for record_bytes in [48, 4096, 4097, 8192, 8193, 1 << 20, (5 << 20) + 77, 64 << 20] {
+        for record_bytes in [48, 256, 257, 1104, 4096, 4097, 1 << 20, (5 << 20) + 77, 8 << 20] {
             let place = Place::new(65_535, SEGMENT_BYTES_MAX as u32 - 16, record_bytes);
             assert_eq!(Place::of_slot(place.packed()), place);
-            assert!(place.record_bytes_max() >= record_bytes && place.record_bytes_max() < 2 * record_bytes.max(4096));
+            assert!(place.record_bytes_max() >= record_bytes && place.record_bytes_max() < 2 * record_bytes.max(256));
         }
     }
 

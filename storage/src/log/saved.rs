@@ -27,7 +27,11 @@ use super::{
 };
 use crate::Timestamp;
 
-const MAGIC: [u8; 8] = *b"MILINDEX";
+/// Its last digit counts the forms that slots had. An index of another is none, where another [`FORMAT_VERSION`] would be another
+/// log.
+///
+/// [`FORMAT_VERSION`]: super::superblock::FORMAT_VERSION
+const MAGIC: [u8; 8] = *b"MILINDX2";
 const HEAD_BYTES: usize = SUPERBLOCK_BYTES;
 const SEGMENT_ROW_BYTES: usize = 48;
 
@@ -150,12 +154,12 @@ mod tests {
     }
 
     #[test]
-    fn a_saved_index_has_the_golden_bytes_of_version_1() {
+    fn a_saved_index_has_the_golden_bytes_of_form_2() {
         assert_eq!(hex(&encoded()), GOLDEN.replace([' ', '\n'], ""));
     }
 
     const GOLDEN: &str = "\
-        4d494c494e44455801000000525064ae4d000000000000000800000000000000
+        4d494c494e44583201000000fee7910b4d000000000000000800000000000000
         040000000000000002000000010000005c1e0091000000000000000000000000
         0000000000000000000000000000000000000000000000000100000000000000
         0000000000000000000000000000000003000000000000000700000000000000

@@ -25,7 +25,10 @@ use glommio::{
 };
 
 use super::{Device, DeviceError};
-use crate::log::{open::segment_path, segment::SegmentNumber};
+use crate::log::{
+    open::segment_path,
+    segment::{BLOCK_BYTES, SegmentNumber},
+};
 
 /// Longer than a timer takes to be set, so that it is not over before anybody waits.
 const A_MOMENT: Duration = Duration::from_micros(1);
@@ -99,6 +102,11 @@ impl Disk {
     }
 }
 
+async fn read_buffered(file: &BufferedFile, offset: u32, len: usize) -> Result<Bytes, DeviceError> {
+    let read = file.read_at(u64::from(offset), len).await.map_err(io::Error::from)?;
+    Ok(Bytes::copy_from_slice(&read))
+}
+
 impl Device for Disk {
     fn write(
         &self,
@@ -147,10 +155,26 @@ impl Device for Disk {
         len: usize,
     ) -> impl Future<Output = Result<Bytes, DeviceError>> + 'static {
         let files = Rc::clone(&self.files);
+        async move { read_buffered(&files[usize::from(segment)].reader, offset, len).await }
+    }
+
+    fn read_once(
+        &self,
+        segment: SegmentNumber,
+        offset: u32,
+        len: usize,
+    ) -> impl Future<Output = Result<Bytes, DeviceError>> + 'static {
+        let files = Rc::clone(&self.files);
         async move {
-            let reader = &files[usize::from(segment)].reader;
-            let read = reader.read_at(u64::from(offset), len).await.map_err(io::Error::from)?;
-            Ok(Bytes::copy_from_slice(&read))
+            let SegmentFile { writer, reader } = &files[usize::from(segment)];
+            let Writer::Direct { file, .. } = writer else { return read_buffered(reader, offset, len).await };
+            let start = offset as usize % BLOCK_BYTES;
+            let blocks_bytes = (start + len).next_multiple_of(BLOCK_BYTES);
+            let blocks = file.read_at_aligned(u64::from(offset) - start as u64, blocks_bytes).await;
+            let blocks = blocks.map_err(io::Error::from)?;
+            // Fewer where the file ends.
+            let wanted = start.min(blocks.len())..(start + len).min(blocks.len());
+            Ok(Bytes::copy_from_slice(&blocks[wanted]))
         }
     }
 
