@@ -210,8 +210,8 @@ pub const GOALS: [Goal; 29] = [
     ),
     goal(
         ("neighbours", "reclaiming-more"),
-        "wait, reclaiming",
-        "longest between two turns of a neighbour while the log reclaims: so much longer",
+        "turn, reclaiming",
+        "longest turn of the log's task on its core while it reclaims, segments of 4 and 64 MiB: so much more CPU",
         "the same puts to a log that has room",
         AtMost(1.0),
         "ms",

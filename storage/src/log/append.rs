@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 
 use super::{
-    footer::{self, FooterEntry, footer_bytes},
+    footer::{Entries, FooterEntry, Growing, footer_bytes},
     index::Place,
     record::{Record, Sequence},
     segment::{BLOCK_BYTES, CLASS_COUNT, SegmentHeader, SegmentNumber},
@@ -47,6 +47,8 @@ pub(super) enum Content {
 pub(super) struct Tail {
     segment_bytes: u32,
     open: [Option<Open>; CLASS_COUNT],
+    /// How many records the last closed segment of each class has: the next has about as many.
+    record_counts: [usize; CLASS_COUNT],
     /// Cut, and waiting for the writer.
     queue: VecDeque<Batch>,
     /// With the writer: of each cycle that has begun and not ended, oldest first.
@@ -61,7 +63,7 @@ struct Open {
     /// Where `pending` begins in the segment.
     start: u32,
     pending: BytesMut,
-    entries: Vec<FooterEntry>,
+    footer: Growing,
     last_sequence: Sequence,
 }
 
@@ -69,14 +71,19 @@ struct Open {
 #[derive(Debug)]
 pub(super) struct Closed {
     pub(super) header: SegmentHeader,
-    pub(super) entries: Vec<FooterEntry>,
+    footer: Growing,
     last_sequence: Sequence,
 }
 
 impl Closed {
+    /// What the footer says of records.
+    pub(super) fn into_entries(self) -> Entries {
+        self.footer.into_entries()
+    }
+
     /// The footer as a batch.
-    pub(super) fn footer(&self, segment_bytes: u32, expires_max: Option<Timestamp>) -> Batch {
-        let bytes = footer::encode(&self.header, &self.entries, self.last_sequence, expires_max).freeze();
+    pub(super) fn into_footer(self, segment_bytes: u32, expires_max: Option<Timestamp>) -> Batch {
+        let bytes = self.footer.finish(&self.header, self.last_sequence, expires_max);
         let offset = segment_bytes - u32::try_from(bytes.len()).expect("fits the segment");
         Batch { segment: self.header.segment, offset, bytes, content: Content::Footer }
     }
@@ -87,6 +94,7 @@ impl Tail {
         Self {
             segment_bytes,
             open: [const { None }; CLASS_COUNT],
+            record_counts: [0; CLASS_COUNT],
             queue: VecDeque::new(),
             flying: VecDeque::new(),
             buffered_bytes: 0,
@@ -99,15 +107,15 @@ impl Tail {
     }
 
     /// Memory held for the footers of open segments.
-    pub(super) fn entries_bytes(&self) -> usize {
-        self.open.iter().flatten().map(|open| open.entries.capacity() * size_of::<FooterEntry>()).sum()
+    pub(super) fn footers_bytes(&self) -> usize {
+        self.open.iter().flatten().map(|open| open.footer.held_bytes()).sum()
     }
 
     /// Whether the open segment of `class` takes a record of `record_bytes` more; `false` if there is none.
     pub(super) fn has_room(&self, class: usize, record_bytes: usize) -> bool {
         self.open[class].as_ref().is_some_and(|open| {
             let end = (open.start as usize + open.pending.len() + record_bytes).next_multiple_of(BLOCK_BYTES);
-            end + footer_bytes(open.entries.len() + 1) <= self.segment_bytes as usize
+            end + footer_bytes(open.footer.len() + 1) <= self.segment_bytes as usize
         })
     }
 
@@ -115,8 +123,10 @@ impl Tail {
     pub(super) fn begin(&mut self, header: SegmentHeader) {
         let pending = header.encode_block();
         self.buffered_bytes += pending.len();
-        let open = Open { header, start: 0, pending, entries: Vec::new(), last_sequence: header.first_sequence };
-        let before = self.open[usize::from(header.class)].replace(open);
+        let class = usize::from(header.class);
+        let footer = Growing::with_capacity(self.record_counts[class] * 9 / 8);
+        let open = Open { header, start: 0, pending, footer, last_sequence: header.first_sequence };
+        let before = self.open[class].replace(open);
         assert!(before.is_none(), "one open segment of a class at a time");
     }
 
@@ -128,15 +138,16 @@ impl Tail {
         record.encode(&mut open.pending);
         self.buffered_bytes += record.bytes();
         open.last_sequence = record.sequence;
-        open.entries.push(FooterEntry::of(record, offset));
+        open.footer.push(&FooterEntry::of(record, offset));
         Place::new(open.header.segment, offset, record.bytes())
     }
 
     /// Closes the open segment of `class`, if there is one; what is pending in it is cut.
     pub(super) fn close(&mut self, class: usize) -> Option<Closed> {
         self.cut(class);
-        let Open { header, entries, last_sequence, .. } = self.open[class].take()?;
-        Some(Closed { header, entries, last_sequence })
+        let Open { header, footer, last_sequence, .. } = self.open[class].take()?;
+        self.record_counts[class] = footer.len();
+        Some(Closed { header, footer, last_sequence })
     }
 
     /// The class whose open segment is `segment`.

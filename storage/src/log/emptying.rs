@@ -13,7 +13,7 @@ use futures::future;
 
 use super::{
     Device, Log, Trouble,
-    footer::{Footer, FooterEntry, footer_bytes},
+    footer::{Entries, FooterEntry, Growing, Pieces, footer_bytes},
     index::Place,
     reclaim::{self, Fate},
     record::{Body, Kind, Record, Sequence},
@@ -29,8 +29,11 @@ const RECLAIM_PAUSE: Duration = Duration::from_millis(100);
 /// tenth of a second: a task that is always ready would hold up every request.
 const BREATH: Duration = Duration::from_micros(20);
 
-/// Records that reclaiming decides about before it lets others run: some ten microseconds.
+/// Records that reclaiming decides about, or copies, before it lets others run: some ten microseconds.
 const RECORDS_PER_TURN: usize = 64;
+
+/// What it reads at once of a footer, which may have many megabytes where records are small.
+pub(super) const FOOTER_PIECE_BYTES: usize = 256 << 10;
 
 impl<D: Device> Log<D> {
     pub(super) fn needs_reclaiming(&self) -> bool {
@@ -100,14 +103,14 @@ impl<D: Device> Log<D> {
         let mut carried = Vec::new();
         for turn in entries.chunks(RECORDS_PER_TURN) {
             for entry in turn {
-                let place = place_of(victim, entry);
+                let place = place_of(victim, &entry);
                 let mut state = self.state.borrow_mut();
                 if state.debts.is_at(entry.key_hash, place) {
-                    carried.push(*entry);
+                    carried.push(entry);
                     continue;
                 }
                 let hits = state.index.hits(entry.key_hash, place);
-                let entry = &FooterEntry { has_older: entry.has_older || bury_all, ..*entry };
+                let entry = &FooterEntry { has_older: entry.has_older || bury_all, ..entry };
                 let is_done = match reclaim::fate(entry, hits, oldest_elsewhere, carry_all, carry_left) {
                     Fate::Drop => true,
                     Fate::Evict => state.evict(entry.key_hash, place, false),
@@ -149,7 +152,10 @@ impl<D: Device> Log<D> {
             if let Err(error) = bytes {
                 self.notice(victim, Trouble::Unreadable { segment: victim, error });
             }
-            for entry in together {
+            for (index, entry) in together.iter().enumerate() {
+                if index % RECORDS_PER_TURN == RECORDS_PER_TURN - 1 {
+                    self.breathe().await;
+                }
                 let start = (entry.offset - together[0].offset) as usize;
                 let record = bytes.as_ref().ok().and_then(|bytes| Record::decode(bytes.get(start..)?).ok());
                 if bytes.is_ok() && record.is_none() {
@@ -202,7 +208,7 @@ impl<D: Device> Log<D> {
     }
 
     /// What is in a sealed segment: from its footer, or where that is damaged from its records; `None` if it cannot be read.
-    async fn entries_of(&self, number: SegmentNumber) -> Option<Vec<FooterEntry>> {
+    async fn entries_of(&self, number: SegmentNumber) -> Option<Entries> {
         let (record_count, segment_bytes, header) = {
             let state = self.state.borrow();
             if let Some(kept) = state.footers_kept.get(&number) {
@@ -211,14 +217,26 @@ impl<D: Device> Log<D> {
             let segment = &state.segments[usize::from(number)];
             (segment.record_count as usize, state.segment_bytes(), state.header_of(number))
         };
-        let len = footer_bytes(record_count);
-        if len < segment_bytes as usize {
-            let bytes = self.read_whole(number, segment_bytes - len as u32, len).await?;
-            if let Some(footer) = Footer::decode(&bytes, &header) {
-                return Some(footer.iter().collect());
+        if footer_bytes(record_count) < segment_bytes as usize {
+            let pieces = self.read_footer(number, record_count, segment_bytes).await?;
+            if let Some(entries) = pieces.finish(&header) {
+                return Some(entries);
             }
         }
         self.scan(number, &header, segment_bytes).await
+    }
+
+    async fn read_footer(&self, number: SegmentNumber, record_count: usize, segment_bytes: u32) -> Option<Pieces> {
+        let mut pieces = Pieces::new(record_count);
+        loop {
+            let left = footer_bytes(record_count) - pieces.len();
+            if left == 0 {
+                return Some(pieces);
+            }
+            let len = left.min(FOOTER_PIECE_BYTES);
+            pieces.push(&self.read_whole(number, segment_bytes - left as u32, len).await?);
+            self.breathe().await;
+        }
     }
 
     /// Fewer bytes than asked for are a failure: they look like an end where there is none.
@@ -231,18 +249,13 @@ impl<D: Device> Log<D> {
     }
 
     /// Reads a segment from its start to its first invalid record.
-    async fn scan(
-        &self,
-        number: SegmentNumber,
-        header: &SegmentHeader,
-        segment_bytes: u32,
-    ) -> Option<Vec<FooterEntry>> {
+    async fn scan(&self, number: SegmentNumber, header: &SegmentHeader, segment_bytes: u32) -> Option<Entries> {
         let mut scan = Scan::new(header.first_sequence, segment_bytes);
         while let Some((offset, len)) = scan.wanted() {
             scan.take(&self.read_whole(number, offset, len).await?);
             self.breathe().await;
         }
-        Some(scan.entries)
+        Some(Growing::from_iter(&scan.entries).into_entries())
     }
 
     /// Takes out of the index what a damaged footer did not name.

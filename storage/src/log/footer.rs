@@ -15,7 +15,9 @@
 //! Entries stand in the order of their offsets. The sequence of a tombstone or mark is its `origin`. `expires_max_ms` 0 =
 //! at least one record never ends. A footer counts only with the header that has the same log and generation.
 
-use bytes::{BufMut as _, BytesMut};
+use std::ops::Range;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
 
 use super::{
     record::{Body, HEADER_BYTES, Kind, Record, Sequence, UNIT_BYTES, u32_at, u64_at},
@@ -104,41 +106,146 @@ pub(super) fn footer_bytes(entry_count: usize) -> usize {
     (entry_count * ENTRY_BYTES + TRAILER_BYTES).next_multiple_of(BLOCK_BYTES)
 }
 
-/// The footer of the segment with this header, to be written so that it ends with the segment.
-pub(super) fn encode(
-    header: &SegmentHeader,
-    entries: &[FooterEntry],
-    last_sequence: Sequence,
-    expires_max: Option<Timestamp>,
-) -> BytesMut {
-    let total_bytes = footer_bytes(entries.len());
-    let entries_start = total_bytes - TRAILER_BYTES - entries.len() * ENTRY_BYTES;
-    let mut bytes = BytesMut::with_capacity(total_bytes);
-    bytes.put_bytes(0, entries_start);
-    entries.iter().for_each(|entry| entry.encode(&mut bytes));
+/// A footer that grows with its segment, in the bytes that it will have: a segment of small records has a footer of many
+/// megabytes, and making it at once would keep the core from all else.
+#[derive(Debug)]
+pub(super) struct Growing {
+    /// Zeros, of which a footer needs less than a block, and entries.
+    bytes: BytesMut,
+    checksum: u32,
+}
 
-    let mut trailer = head(MAGIC, header.log_id);
-    trailer.put_u64_le(header.generation);
-    trailer.put_u64_le(expires_max.map_or(0, |expires| expires.0.max(1)));
-    trailer.put_u32_le(u32::try_from(entries.len()).expect("fewer than a segment's units"));
-    trailer.put_u32_le(crc32c::crc32c(&bytes[entries_start..]));
-    trailer.put_u64_le(last_sequence);
-    trailer.put_u32_le(u32::from(header.segment));
-    bytes.put_slice(&sealed_with_checksum(trailer));
-    assert_eq!(bytes.len(), total_bytes);
-    bytes
+impl Growing {
+    /// Without entries; has room for `entry_count` before it moves, which takes the longer the more there are.
+    pub(super) fn with_capacity(entry_count: usize) -> Self {
+        let mut bytes = BytesMut::with_capacity(BLOCK_BYTES + entry_count * ENTRY_BYTES + TRAILER_BYTES);
+        bytes.put_bytes(0, BLOCK_BYTES);
+        Self { bytes, checksum: 0 }
+    }
+
+    pub(super) fn push(&mut self, entry: &FooterEntry) {
+        let start = self.bytes.len();
+        entry.encode(&mut self.bytes);
+        self.checksum = crc32c::crc32c_append(self.checksum, &self.bytes[start..]);
+    }
+
+    /// Entries so far.
+    pub(super) fn len(&self) -> usize {
+        (self.bytes.len() - BLOCK_BYTES) / ENTRY_BYTES
+    }
+
+    /// Memory held.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.bytes.capacity()
+    }
+
+    /// The entries alone. O(1).
+    pub(super) fn into_entries(self) -> Entries {
+        Entries(self.bytes.freeze().slice(BLOCK_BYTES..))
+    }
+
+    /// The footer of the segment with this header, to be written so that it ends with the segment. O(1).
+    pub(super) fn finish(
+        mut self,
+        header: &SegmentHeader,
+        last_sequence: Sequence,
+        expires_max: Option<Timestamp>,
+    ) -> Bytes {
+        let entry_count = self.len();
+        let mut trailer = head(MAGIC, header.log_id);
+        trailer.put_u64_le(header.generation);
+        trailer.put_u64_le(expires_max.map_or(0, |expires| expires.0.max(1)));
+        trailer.put_u32_le(u32::try_from(entry_count).expect("fewer than a segment's units"));
+        trailer.put_u32_le(self.checksum);
+        trailer.put_u64_le(last_sequence);
+        trailer.put_u32_le(u32::from(header.segment));
+        self.bytes.put_slice(&sealed_with_checksum(trailer));
+        let surplus = self.bytes.len() - footer_bytes(entry_count);
+        self.bytes.freeze().slice(surplus..)
+    }
+}
+
+impl<'a> FromIterator<&'a FooterEntry> for Growing {
+    fn from_iter<I: IntoIterator<Item = &'a FooterEntry>>(entries: I) -> Self {
+        let entries = entries.into_iter();
+        let mut growing = Self::with_capacity(entries.size_hint().0);
+        entries.for_each(|entry| growing.push(entry));
+        growing
+    }
+}
+
+/// Entries in the bytes that a footer has of them. Clones share them.
+#[derive(Clone, Debug)]
+pub(super) struct Entries(Bytes);
+
+impl Entries {
+    /// Those of a footer that [`Growing::finish`] has made. O(1).
+    pub(super) fn of_footer(footer: &Bytes) -> Self {
+        let end = footer.len() - TRAILER_BYTES;
+        let entry_count = u32_at(&footer[end..], 40) as usize;
+        Self(footer.slice(end - entry_count * ENTRY_BYTES..end))
+    }
+
+    /// All, in the order of their offsets, at most `count` together. One that makes no sense is left out.
+    pub(super) fn chunks(&self, count: usize) -> impl Iterator<Item = impl Iterator<Item = FooterEntry>> {
+        self.0.as_chunks().0.chunks(count).map(|chunk| chunk.iter().filter_map(FooterEntry::decode))
+    }
+}
+
+/// A footer of which the pieces come one after the other, and its checksum as they come.
+#[derive(Debug)]
+pub(super) struct Pieces {
+    bytes: BytesMut,
+    checksum: u32,
+    /// Where the entries are in `bytes` when all have come.
+    entries: Range<usize>,
+}
+
+impl Pieces {
+    /// Of a footer of `entry_count` entries, which has [`footer_bytes`] of them.
+    pub(super) fn new(entry_count: usize) -> Self {
+        let end = footer_bytes(entry_count) - TRAILER_BYTES;
+        let bytes = BytesMut::with_capacity(footer_bytes(entry_count));
+        Self { bytes, checksum: 0, entries: end - entry_count * ENTRY_BYTES..end }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(super) fn push(&mut self, piece: &[u8]) {
+        let start = self.bytes.len().max(self.entries.start);
+        self.bytes.put_slice(piece);
+        let end = self.bytes.len().min(self.entries.end);
+        if start < end {
+            self.checksum = crc32c::crc32c_append(self.checksum, &self.bytes[start..end]);
+        }
+    }
+
+    /// The entries, if all has come and is a footer that belongs to `header`. O(1).
+    pub(super) fn finish(self, header: &SegmentHeader) -> Option<Entries> {
+        let trailer = trailer_of(&self.bytes, header)?;
+        let is_whole = u32_at(trailer, 40) as usize * ENTRY_BYTES == self.entries.len()
+            && u32_at(trailer, 44) == self.checksum
+            && self.bytes.len() == self.entries.end + TRAILER_BYTES;
+        is_whole.then(|| Entries(self.bytes.freeze().slice(self.entries)))
+    }
+}
+
+/// The trailer at the end of `bytes`, if it belongs to `header`.
+fn trailer_of<'a>(bytes: &'a [u8], header: &SegmentHeader) -> Option<&'a [u8; TRAILER_BYTES]> {
+    let trailer = bytes.last_chunk()?;
+    let is_of_header = is_head(trailer, MAGIC)
+        && u64_at(trailer, 16) == header.log_id
+        && u64_at(trailer, 24) == header.generation
+        && u32_at(trailer, 56) == u32::from(header.segment);
+    is_of_header.then_some(trailer)
 }
 
 impl<'a> Footer<'a> {
     /// The footer at the end of `bytes`, which end with the segment, if it belongs to `header`.
     pub(super) fn decode(bytes: &'a [u8], header: &SegmentHeader) -> Option<Self> {
-        let trailer: &[u8; TRAILER_BYTES] = bytes.last_chunk()?;
-        let is_of_header = is_head(trailer, MAGIC)
-            && u64_at(trailer, 16) == header.log_id
-            && u64_at(trailer, 24) == header.generation
-            && u32_at(trailer, 56) == u32::from(header.segment);
-        is_of_header.then_some(())?;
-
+        let trailer = trailer_of(bytes, header)?;
         let entries_bytes = (u32_at(trailer, 40) as usize).checked_mul(ENTRY_BYTES)?;
         let before = &bytes[..bytes.len() - TRAILER_BYTES];
         let entries = &before[before.len().checked_sub(entries_bytes)?..];
@@ -209,7 +316,58 @@ mod tests {
     }
 
     fn encoded() -> BytesMut {
-        encode(&header(), &entries(), 1001, Some(Timestamp(1_700_000_000_123)))
+        let growing = Growing::from_iter(&entries());
+        growing.finish(&header(), 1001, Some(Timestamp(1_700_000_000_123))).into()
+    }
+
+    /// As many entries as that, one behind the other.
+    fn many(count: usize) -> Vec<FooterEntry> {
+        let entry = |number: u32| FooterEntry { offset: 4096 + 64 * number, ..entries()[0] };
+        (0..count as u32).map(entry).collect()
+    }
+
+    fn in_pieces(bytes: &[u8], count: usize, piece_bytes: usize, header: &SegmentHeader) -> Option<Vec<FooterEntry>> {
+        let mut pieces = Pieces::new(count);
+        bytes.chunks(piece_bytes).for_each(|piece| pieces.push(piece));
+        pieces.finish(header).map(|entries| entries.chunks(7).flatten().collect())
+    }
+
+    #[test]
+    fn a_footer_that_comes_in_pieces_of_any_size_is_the_footer_that_comes_whole() {
+        for count in [0, 1, 167, 168, 169, 500] {
+            let entries = many(count);
+            let growing = Growing::from_iter(&entries);
+            assert_eq!(growing.len(), count);
+            let bytes = growing.finish(&header(), 1001, None);
+            assert_eq!(bytes.len(), footer_bytes(count), "{count} entries");
+            assert_eq!(Footer::decode(&bytes, &header()).unwrap().iter().collect::<Vec<_>>(), entries);
+            for piece_bytes in [1, 100, 4096, 5000, 1 << 20] {
+                assert_eq!(
+                    in_pieces(&bytes, count, piece_bytes, &header()),
+                    Some(entries.clone()),
+                    "{count}, {piece_bytes}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_footer_in_pieces_that_is_cut_flipped_or_of_other_size_does_not_count() {
+        let count = 200;
+        let mut bytes = Growing::from_iter(&many(count)).finish(&header(), 1001, None).to_vec();
+        let used = count * ENTRY_BYTES + TRAILER_BYTES;
+        for len in 0..bytes.len() {
+            assert_eq!(in_pieces(&bytes[..len], count, 4096, &header()), None, "{len} bytes");
+        }
+        for other in [count - 1, count + 1] {
+            assert_eq!(in_pieces(&bytes, other, 4096, &header()), None, "{other} entries");
+        }
+        assert_eq!(in_pieces(&bytes, count, 4096, &SegmentHeader { generation: 4, ..header() }), None);
+        for index in bytes.len() - used..bytes.len() {
+            bytes[index] ^= 16;
+            assert_eq!(in_pieces(&bytes, count, 4096, &header()), None, "byte {index}");
+            bytes[index] ^= 16;
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ use memmap2::Mmap;
 use milena_net::settings::Size;
 
 use super::{
-    footer::{self, Footer},
+    footer::{Footer, Growing},
     recover::{Recovered, Unsealed, recover},
     saved,
     segment::{
@@ -409,7 +409,7 @@ fn read_all(superblock: &Superblock, files: &[File], dir: &Path, opening: &mut O
         // What is answered from now on must not be gone after the next crash.
         file.sync_data().map_err(failed(&segment_path(dir, usize::from(number)), "sync"))?;
         if seal(file, &unsealed, &found, segment_bytes).is_err() {
-            found.footers_kept.insert(number, unsealed.entries);
+            found.footers_kept.insert(number, Growing::from_iter(&unsealed.entries).into_entries());
         }
     }
     Ok(found)
@@ -437,7 +437,8 @@ fn advise(file: &File, offset: u64, len: u64, advice: libc::c_int) {
 fn seal(file: &File, unsealed: &Unsealed, found: &Found, segment_bytes: u32) -> io::Result<()> {
     let number: SegmentNumber = unsealed.header.segment;
     let expires_max = found.segments[usize::from(number)].expires_max;
-    let bytes = footer::encode(&unsealed.header, &unsealed.entries, unsealed.last_sequence, expires_max);
+    let footer = Growing::from_iter(&unsealed.entries);
+    let bytes = footer.finish(&unsealed.header, unsealed.last_sequence, expires_max);
     debug_assert!(bytes.len() + BLOCK_BYTES <= segment_bytes as usize);
     file.write_all_at(&bytes, u64::from(segment_bytes) - bytes.len() as u64)?;
     file.sync_data()

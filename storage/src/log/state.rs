@@ -31,7 +31,7 @@ use milena_proto::{key::KeyRef, placement::KeyHash};
 use super::{
     append::{self, Batch, Closed, Content, Tail},
     debts::{DIRTY_PERCENT_MAX, Debts, DirtyRecord},
-    footer::FooterEntry,
+    footer::Entries,
     index::{Index, Place},
     record::{Body, Record, Sequence, VERSION_BYTES_MAX},
     segment::{
@@ -75,7 +75,7 @@ pub(super) struct Found {
     /// Above that of every header and footer on disk.
     pub(super) next_generation: u64,
     /// What would be in footers that could not be written.
-    pub(super) footers_kept: HashMap<SegmentNumber, Vec<FooterEntry>>,
+    pub(super) footers_kept: HashMap<SegmentNumber, Entries>,
 }
 
 impl Found {
@@ -108,7 +108,7 @@ pub(super) struct State {
     /// Footers and voids, each with the sequence that must be durable before it may be written.
     later: Vec<(Sequence, Batch)>,
     /// Footers that could not be written, of segments that have records.
-    pub(super) footers_kept: HashMap<SegmentNumber, Vec<FooterEntry>>,
+    pub(super) footers_kept: HashMap<SegmentNumber, Entries>,
     /// Records before this one count as copies that nobody believes.
     doubted_below: Sequence,
     failures_in_a_row: u32,
@@ -520,7 +520,7 @@ impl State {
         if segment.write_failed {
             self.keep_footer(closed);
         } else {
-            let footer = closed.footer(self.segment_bytes, segment.expires_max);
+            let footer = closed.into_footer(self.segment_bytes, segment.expires_max);
             self.later.push((self.next_sequence - 1, footer));
         }
     }
@@ -528,7 +528,7 @@ impl State {
     /// A segment that will have no footer on disk: what would be in it is remembered.
     fn keep_footer(&mut self, closed: Closed) {
         self.segments[usize::from(closed.header.segment)].state = SegmentState::Sealed;
-        self.footers_kept.insert(closed.header.segment, closed.entries);
+        self.footers_kept.insert(closed.header.segment, closed.into_entries());
     }
 
     fn header(&self, segment: SegmentNumber, is_void: bool, class: u8) -> SegmentHeader {
@@ -675,9 +675,7 @@ impl State {
 
     /// A footer that is not on disk: what it says is remembered.
     fn restore_footer(&mut self, footer: &Batch) {
-        let header = self.header(footer.segment, false, 0);
-        let footer_read = super::footer::Footer::decode(&footer.bytes, &header).expect("as it was encoded");
-        self.footers_kept.insert(footer.segment, footer_read.iter().collect());
+        self.footers_kept.insert(footer.segment, Entries::of_footer(&footer.bytes));
         self.segments[usize::from(footer.segment)].state = SegmentState::Sealed;
     }
 
@@ -948,7 +946,7 @@ impl State {
     /// Memory held: the index, what waits for the disk and for the store, footers to come.
     pub(super) fn held_bytes(&self) -> usize {
         let stranded_bytes: usize = self.stranded.values().map(Bytes::len).sum();
-        let tail_bytes = self.tail.buffered_bytes() + self.tail.entries_bytes() + stranded_bytes;
+        let tail_bytes = self.tail.buffered_bytes() + self.tail.footers_bytes() + stranded_bytes;
         self.index.held_bytes() + self.debts.held_bytes() + tail_bytes
     }
 }

@@ -21,6 +21,8 @@ use milena_proto::key::{Key, KeyRef};
 use super::{
     Copy, DeviceError, Known, Log, LogError, Position, Trouble,
     device::scripted::{Fault, Scripted},
+    emptying::FOOTER_PIECE_BYTES,
+    footer::footer_bytes,
     open::fit,
     record::Record,
     recover::recover,
@@ -62,9 +64,13 @@ impl Bench {
     }
 
     fn with_seed(segment_count: usize, seed: u64) -> Self {
+        Self::with_segments(segment_count, SEGMENT_BYTES, seed)
+    }
+
+    fn with_segments(segment_count: usize, segment_bytes: u32, seed: u64) -> Self {
         let found = Found {
             log_id: LOG_ID,
-            segment_bytes: SEGMENT_BYTES,
+            segment_bytes,
             segments: vec![Segment::FREE; segment_count],
             index: Index::new(0),
             debts: Vec::new(),
@@ -72,7 +78,7 @@ impl Bench {
             next_generation: 1,
             footers_kept: HashMap::new(),
         };
-        Self::on(Scripted::new(segment_count, SEGMENT_BYTES, seed), found)
+        Self::on(Scripted::new(segment_count, segment_bytes, seed), found)
     }
 
     fn on(device: Scripted, found: Found) -> Self {
@@ -1161,6 +1167,27 @@ fn a_footer_that_is_damaged_is_replaced_by_a_scan() {
     }
     let figures = bench.log.figures();
     assert!(figures.counts.reclaimed > 5, "{figures:?}");
+}
+
+#[test]
+fn a_footer_of_several_pieces_tells_all_when_its_segment_is_reclaimed() {
+    const LARGE_BYTES: u32 = 1 << 20;
+    let mut bench = Bench::with_segments(12, LARGE_BYTES, 0);
+    bench.device.set_delay_max(0);
+    let mut count = 0;
+    while !bench.log.needs_reclaiming() {
+        bench.put(&format!("{count:07}"), b"").unwrap();
+        count += 1;
+    }
+    let reads_before = bench.device.reads();
+    bench.flush();
+    let figures = bench.log.figures();
+    let records = bench.log.state.borrow().segments.iter().map(|segment| segment.record_count).max().unwrap();
+    let piece_count = footer_bytes(records as usize).div_ceil(FOOTER_PIECE_BYTES) as u64;
+    assert!(piece_count > 1 && figures.counts.reclaimed > 0, "{records} records, {figures:?}");
+    // A scan would read the whole segment.
+    assert_eq!(bench.device.reads() - reads_before, piece_count * figures.counts.reclaimed);
+    assert_eq!((figures.counts.corrupt, figures.entries), (0, count - u64::from(records) * figures.counts.reclaimed));
 }
 
 #[test]

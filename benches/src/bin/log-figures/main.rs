@@ -103,10 +103,15 @@ fn measure(dir: &Path, records: u64, is_wanted: impl Fn(&str) -> bool) -> io::Re
         fs::remove_dir_all(&full.dir)?;
     }
     if is_wanted("reclaiming") {
-        let roomy = sized("roomy", 1 << 30);
-        neighbours::turns_while_reclaiming(&full, &roomy);
-        fs::remove_dir_all(&full.dir)?;
-        fs::remove_dir_all(&roomy.dir)?;
+        let middling = neighbours::Load { value_bytes: 1024, rate: 20_000, before: 8 };
+        let small = neighbours::Load { value_bytes: 100, rate: 200_000, before: 2 };
+        // Segments of 4 MiB, and the largest there are, which have a hundred times as many records.
+        for (load, full_bytes, roomy_bytes) in [(middling, 256 << 20, 1 << 30), (small, 4 << 30, 8 << 30)] {
+            let (full, roomy) = (sized("full", full_bytes), sized("roomy", roomy_bytes));
+            neighbours::turns_while_reclaiming(&full, &roomy, &load);
+            fs::remove_dir_all(&full.dir)?;
+            fs::remove_dir_all(&roomy.dir)?;
+        }
     }
     if is_wanted("faults") {
         neighbours::faults_without_memory(&full);

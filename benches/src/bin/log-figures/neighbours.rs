@@ -13,7 +13,9 @@ use std::{
     fs::{self, File},
     os::fd::AsRawFd as _,
     path::Path,
+    pin::Pin,
     rc::Rc,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -23,7 +25,7 @@ use milena_storage::{
     memory::{Lookup, Memory},
 };
 
-use crate::{NOW, at, entry, key, on_a_core, percentiles, spread, with_log};
+use crate::{NOW, at, cpu, entry, key, on_a_core, percentiles, spread, with_log};
 
 /// Phases of each kind.
 const PHASES: usize = 10;
@@ -58,8 +60,8 @@ struct Writer {
 }
 
 impl Writer {
-    /// Puts of 1 KiB while it is busy, at most `rate` a second.
-    async fn run(&self, log: Rc<Log<Disk>>, rate: Option<u64>) {
+    /// Puts of `value_bytes` while it is busy, at most `rate` a second.
+    async fn run(&self, log: Rc<Log<Disk>>, value_bytes: usize, rate: Option<u64>) {
         let mut begun = Instant::now();
         let mut count = 0;
         while !self.has_ended.get() {
@@ -71,7 +73,7 @@ impl Writer {
             let is_due = rate.is_none_or(|rate| count < (begun.elapsed().as_secs_f64() * rate as f64) as u64);
             for _ in 0..if is_due { PUTS_PER_TURN } else { 0 } {
                 let number = self.puts.replace(self.puts.get() + 1);
-                Rc::clone(&log).put(key(number), entry(1024), None, NOW).await.expect("there is room");
+                Rc::clone(&log).put(key(number), entry(value_bytes), None, NOW).await.expect("there is room");
                 count += 1;
             }
             turn().await;
@@ -130,7 +132,7 @@ pub(crate) fn gets_while_writing(settings: &LogSettings) {
                 spread(&mut ratios)
             );
         };
-        futures::future::join(writer.run(Rc::clone(&log), None), phases).await;
+        futures::future::join(writer.run(Rc::clone(&log), 1024, None), phases).await;
     });
 }
 
@@ -148,20 +150,51 @@ async fn gaps() -> Vec<Duration> {
     gaps
 }
 
-/// The longest that reclaiming keeps others from their turn: the same puts to a log that is full, and to one that is not.
-pub(crate) fn turns_while_reclaiming(full: &LogSettings, roomy: &LogSettings) {
-    const RATE: u64 = 20_000;
-    with_log(full, true, |log| async move {
-        while log.figures().counts.reclaimed < 8 {
+/// A task, and the CPU time of each of its turns: so long it keeps the core from all others.
+struct Turns<F> {
+    task: Pin<Box<F>>,
+    took: Rc<RefCell<Vec<Duration>>>,
+}
+
+impl<F: Future> Future for Turns<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let begun = cpu();
+        let polled = self.task.as_mut().poll(cx);
+        self.took.borrow_mut().push(cpu() - begun);
+        polled
+    }
+}
+
+/// Puts that make a log reclaim.
+pub(crate) struct Load {
+    pub(crate) value_bytes: usize,
+    pub(crate) rate: u64,
+    /// Segments that are reclaimed before anything is measured.
+    pub(crate) before: u64,
+}
+
+/// How long reclaiming keeps others from their turn: the same puts to a log that is full, and to one that is not.
+pub(crate) fn turns_while_reclaiming(full: &LogSettings, roomy: &LogSettings, load: &Load) {
+    let Load { value_bytes, rate, before } = *load;
+    with_log(full, true, move |log| async move {
+        while log.figures().counts.reclaimed < before {
             let number = 1 << 40 | log.figures().counts.appended_bytes;
-            Rc::clone(&log).put(key(number), entry(1024), None, NOW).await.expect("there is room");
+            Rc::clone(&log).put(key(number), entry(value_bytes), None, NOW).await.expect("there is room");
         }
     });
+    let segment_mib = (full.disk_bytes >> 20) / 64;
     let (full, roomy) = (open(full).expect("it was just closed"), open(roomy).expect("an empty directory"));
     on_a_core(async move {
         let (full, _full_keeper) = Log::new(full, 0).await.expect("its files can be opened");
         let (roomy, _roomy_keeper) = Log::new(roomy, 0).await.expect("its files can be opened");
-        let runs = [&full, &roomy].map(|log| glommio::spawn_local(Rc::clone(log).run()));
+        let turns_of: [Rc<RefCell<Vec<Duration>>>; 2] = Default::default();
+        let mut runs = Vec::new();
+        for (log, took) in [&full, &roomy].into_iter().zip(&turns_of) {
+            let turns = Turns { task: Box::pin(Rc::clone(log).run()), took: Rc::clone(took) };
+            runs.push(glommio::spawn_local(turns));
+        }
         let writers = [Writer::default(), Writer::default()];
         let phases = async {
             let mut gaps_of = [Vec::new(), Vec::new()];
@@ -173,18 +206,25 @@ pub(crate) fn turns_while_reclaiming(full: &LogSettings, roomy: &LogSettings) {
                 }
             }
             writers.iter().for_each(|writer| writer.has_ended.set(true));
-            for ((log, what), mut gaps) in [(&full, "reclaims"), (&roomy, "has room")].into_iter().zip(gaps_of) {
+            let logs = [(&full, "reclaims"), (&roomy, "has room")];
+            for (((log, what), mut gaps), turns) in logs.into_iter().zip(gaps_of).zip(&turns_of) {
+                let mut turns = turns.borrow_mut();
                 println!(
-                    "between two turns of a neighbour, {RATE} puts/s to a log that {what} ({} segments): {}, longest {:.1?}",
+                    "between two turns of a neighbour, {rate} puts/s of {value_bytes} bytes to a log of {segment_mib} MiB \
+                     segments that {what} ({} reclaimed): {}, longest {:.1?}; CPU of the log's own turns {}, longest {:.1?}",
                     log.figures().counts.reclaimed,
                     percentiles(&mut gaps),
                     gaps.last().expect("sorted, and not empty"),
+                    percentiles(&mut turns),
+                    turns.last().expect("sorted, and not empty"),
                 );
             }
         };
         let [first, second] = &writers;
-        let writing =
-            futures::future::join(first.run(Rc::clone(&full), Some(RATE)), second.run(Rc::clone(&roomy), Some(RATE)));
+        let writing = futures::future::join(
+            first.run(Rc::clone(&full), value_bytes, Some(rate)),
+            second.run(Rc::clone(&roomy), value_bytes, Some(rate)),
+        );
         futures::future::join(writing, phases).await;
         for run in runs {
             run.cancel().await;

@@ -33,6 +33,11 @@ use crate::log::{
 /// Longer than a timer takes to be set, so that it is not over before anybody waits.
 const A_MOMENT: Duration = Duration::from_micros(1);
 
+/// What is written at once: it is copied to where the disk can have it from, and others on the core wait for that.
+const WRITE_PIECE_BYTES: usize = 1 << 20;
+
+const _: () = assert!(WRITE_PIECE_BYTES.is_multiple_of(BLOCK_BYTES));
+
 /// The files of a log, opened on its core.
 #[derive(Debug)]
 pub struct Disk {
@@ -67,6 +72,25 @@ impl Writer {
         match direct().await {
             Ok(direct) => Ok(direct),
             Err(_) => Ok(Self::Buffered(OpenOptions::new().write(true).buffered_open(path).await?)),
+        }
+    }
+
+    /// Writes blocks, and says how many bytes.
+    async fn write(&self, offset: u64, blocks: &[u8], durable: bool) -> io::Result<usize> {
+        match self {
+            Self::Direct { file, durable: durable_file } => {
+                let file = if durable { durable_file } else { file };
+                let mut buffer = file.alloc_dma_buffer(blocks.len());
+                buffer.as_bytes_mut().copy_from_slice(blocks);
+                Ok(file.write_at(buffer, offset).await?)
+            }
+            Self::Buffered(file) => {
+                let written = file.write_at(blocks.to_vec(), offset).await?;
+                if durable {
+                    file.fdatasync().await?;
+                }
+                Ok(written)
+            }
         }
     }
 }
@@ -117,23 +141,16 @@ impl Device for Disk {
     ) -> impl Future<Output = Result<(), DeviceError>> + 'static {
         let files = Rc::clone(&self.files);
         async move {
-            let asked = blocks.len();
-            let written = match &files[usize::from(segment)].writer {
-                Writer::Direct { file, durable: durable_file } => {
-                    let file = if durable { durable_file } else { file };
-                    let mut buffer = file.alloc_dma_buffer(asked);
-                    buffer.as_bytes_mut().copy_from_slice(&blocks);
-                    file.write_at(buffer, u64::from(offset)).await.map_err(io::Error::from)?
+            let writer = &files[usize::from(segment)].writer;
+            for (number, piece) in blocks.chunks(WRITE_PIECE_BYTES).enumerate() {
+                let offset = u64::from(offset) + (number * WRITE_PIECE_BYTES) as u64;
+                let written = writer.write(offset, piece, durable).await?;
+                if written != piece.len() {
+                    let written = number * WRITE_PIECE_BYTES + written;
+                    return Err(DeviceError::Short { written, asked: blocks.len() });
                 }
-                Writer::Buffered(file) => {
-                    let written = file.write_at(blocks.to_vec(), u64::from(offset)).await.map_err(io::Error::from)?;
-                    if durable {
-                        file.fdatasync().await.map_err(io::Error::from)?;
-                    }
-                    written
-                }
-            };
-            if written == asked { Ok(()) } else { Err(DeviceError::Short { written, asked }) }
+            }
+            Ok(())
         }
     }
 

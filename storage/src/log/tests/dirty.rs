@@ -7,7 +7,7 @@
 use super::*;
 use crate::log::{
     Change, Debt, DebtError,
-    footer::{self, Footer, FooterEntry},
+    footer::{Footer, FooterEntry, Growing},
     index::Place,
     record::{Body, Kind, Record},
     testing::keys_with_equal_hashes,
@@ -862,7 +862,7 @@ fn footers_with_any_entries_of_dirty_records_do_no_harm() {
                     let index = random.below(entries.len() as u64) as usize;
                     entries[index].kind = Kind::of(1 + random.below(5)).unwrap();
                 }
-                let bytes = footer::encode(&header, &entries, last_sequence, expires_max);
+                let bytes = Growing::from_iter(&entries).finish(&header, last_sequence, expires_max);
                 let start = segment.len() - bytes.len();
                 segment[start..].copy_from_slice(&bytes);
             }
