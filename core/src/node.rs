@@ -17,10 +17,11 @@ use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    pin::pin,
     rc::Rc,
     sync::Arc,
     thread,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use futures::{
@@ -49,7 +50,7 @@ use milena_net::{
 };
 use milena_proto::{generated::DESCRIPTORS, limits, placement, router_server::JoinRequest};
 use milena_storage::{
-    Error, Timestamp,
+    Error,
     log::{self, Disk, Keeper, Log, LogSettings, OpenError, Opened, RehomeError, SuperblockError, Trouble},
     object::{self, Object, Pools, StoreConfig},
 };
@@ -64,7 +65,7 @@ use crate::{
     message::{self, Ends},
     ownership::{ASKS_MAX, Ask, Follower, Ownership, TOPOLOGY_BYTES_MAX},
     report::{self, Report},
-    service::{CacheService, ServiceSettings},
+    service::{CacheService, ServiceSettings, time_of_day},
     shard::{ABSENT_MS_DEFAULT, Shard, ShardSettings, WriteMode},
     shards::Shards,
     stats::Stats,
@@ -143,7 +144,7 @@ pub fn stage_limits(drain: Duration) -> StageLimits {
 /// does not answer is none of them: the node starts and waits for it.
 pub fn start(settings: &Settings, shutdown: &Shutdown) -> Result<Running, StartError> {
     cores::probe().map_err(StartError::Probe)?;
-    let node_dir = NodeDir::open(&settings.node_dir, now()).map_err(StartError::NodeDir)?;
+    let node_dir = NodeDir::open(&settings.node_dir, time_of_day()).map_err(StartError::NodeDir)?;
     let logs = open_logs(settings, node_dir.identity.incarnation)?;
     let common = tcp::listen_on_all(settings.listen, settings.cores).map_err(StartError::Listen)?;
     let own = listen_for_each(settings).map_err(StartError::Listen)?;
@@ -364,7 +365,7 @@ impl Part {
         task::spawn(mesh);
         task::spawn(tidy(Rc::clone(&shard)));
         if log.is_some() {
-            task::spawn(uploader::run(Rc::clone(&shard), uploads_max(&settings), complain.clone(), now));
+            task::spawn(uploader::run(Rc::clone(&shard), uploads_max(&settings), complain.clone(), time_of_day));
         }
         let ownership = Rc::new(Ownership::new(ask.clone()));
         task::spawn(follow(told, Rc::clone(&shard), Rc::clone(&ownership)));
@@ -383,7 +384,7 @@ impl Part {
             let (shard, service, store) = (Rc::clone(&shard), Rc::clone(&service), store.clone());
             move || Report {
                 stats: Stats { major_faults: major_faults(), faults: fault::count(), ..shard.report() },
-                now: Some(now()),
+                now: Some(time_of_day()),
                 calls: service.calls(),
                 store: store.as_ref().map(Object::counters).unwrap_or_default(),
             }
@@ -420,8 +421,8 @@ impl Part {
                     servers.iter().for_each(|server| server.refuse());
                 }
                 Stage::Drain => {
-                    let drained = std::pin::pin!(future::join(servers[0].drained(), servers[1].drained()));
-                    let later = std::pin::pin!(participant.next());
+                    let drained = pin!(future::join(servers[0].drained(), servers[1].drained()));
+                    let later = pin!(participant.next());
                     if let Either::Right((later, _)) = future::select(drained, later).await {
                         servers.iter().for_each(|server| server.end());
                         next = later; // The time is up.
@@ -445,7 +446,7 @@ impl Part {
 /// Lets what the log owes the store become less, for a while; what is left is told and waits for the next start.
 async fn settle(core: usize, shard: &Shard<Object>, log: Option<&DiskTier>) {
     let Some(tier) = log else { return };
-    future::select(std::pin::pin!(shard.settle()), std::pin::pin!(task::sleep(SETTLE_MAX))).await;
+    future::select(pin!(shard.settle()), pin!(task::sleep(SETTLE_MAX))).await;
     let left = tier.log.figures();
     if left.dirty_records > 0 {
         tracing::warn!(
@@ -542,7 +543,7 @@ fn open_logs(settings: &Settings, incarnation: u64) -> Result<Vec<Option<Opened>
     };
     let logs: Vec<LogSettings> = (0..count).map(log_settings).collect();
     let begun = Instant::now();
-    let rehomed = log::rehome(&settings.node_dir, &logs, now()).map_err(StartError::Rehome)?;
+    let rehomed = log::rehome(&settings.node_dir, &logs, time_of_day()).map_err(StartError::Rehome)?;
     if let Some(rehomed) = rehomed {
         tracing::info!("log: {rehomed}; took {:.1?}", begun.elapsed());
     }
@@ -658,7 +659,7 @@ fn accept(mut listener: Listener, server: Rc<CacheServer>, shutdown: Shutdown) -
 /// What a core does once a second.
 async fn tidy(shard: Rc<Shard<Object>>) {
     loop {
-        while shard.sweep(now()) {
+        while shard.sweep(time_of_day()) {
             task::sleep(SWEEP_PAUSE).await;
         }
         task::sleep(SWEEP_INTERVAL).await;
@@ -829,12 +830,6 @@ fn major_faults() -> u64 {
     let got = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
     assert_eq!(got, 0, "getrusage of this thread cannot fail");
     u64::try_from(usage.ru_majflt).unwrap_or(0)
-}
-
-/// The time of day.
-fn now() -> Timestamp {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
 }
 
 impl Stopped {

@@ -350,9 +350,14 @@ impl Drop for Counted {
     }
 }
 
-/// The time of day. Only this shell reads it; what is below gets it as an argument.
-///
-/// Read once in a while, and reckoned in between: each call has a clock of its own to read already, for what it took.
+/// The time of day. Only the shells read it; what is below gets it as an argument.
+pub(crate) fn time_of_day() -> Timestamp {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The time of day for calls: read once in a while, and reckoned in between, because each call has a clock of its own to read
+/// already, for what it took.
 struct Clock(Cell<(Instant, Timestamp)>);
 
 /// After this long the time of day is read again, so that a clock that is set is followed.
@@ -364,8 +369,7 @@ impl Clock {
     }
 
     fn read() -> (Instant, Timestamp) {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        (Instant::now(), Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)))
+        (Instant::now(), time_of_day())
     }
 
     /// The time of day at `at`, which is now, to two milliseconds.

@@ -22,8 +22,10 @@ put, 1 KiB, ack=DISK, 64 in flight all the time: 60.00 (50.00 to 70.00) MiB/s wr
 a plain file, 72 KiB written directly and synced in a loop: 150.00 (140.00 to 160.00) MiB/s; the log within a round 0.40 (0.34 to 0.55) times
 get from memory, 16 every 100µs, nobody writes: p50 20.0µs, p99 200.0µs, p99.9 1.5ms
 the same while the log writes 90 MiB/s: p50 30.0µs, p99 400.0µs, p99.9 1.8ms; p99.9 within a pair 1.90 (0.13 to 46.00) times
-between two turns of a neighbour, 20000 puts/s to a log that reclaims (9 segments): p50 71.0µs, p99 150.0µs, p99.9 341.0µs, longest 812.0µs
-between two turns of a neighbour, 20000 puts/s to a log that has room (0 segments): p50 71.0µs, p99 150.0µs, p99.9 419.0µs, longest 3.0ms
+between two turns of a neighbour, 20000 puts/s of 1024 bytes to a log of 4 MiB segments that reclaims (9 reclaimed): p50 71.0µs, p99 150.0µs, p99.9 341.0µs, longest 812.0µs; CPU of the log's own turns p50 2.1µs, p99 54.0µs, p99.9 86.6µs, longest 912.0µs
+between two turns of a neighbour, 20000 puts/s of 1024 bytes to a log of 4 MiB segments that has room (0 reclaimed): p50 71.0µs, p99 150.0µs, p99.9 419.0µs, longest 3.0ms; CPU of the log's own turns p50 2.1µs, p99 55.9µs, p99.9 99.6µs, longest 491.7µs
+between two turns of a neighbour, 200000 puts/s of 100 bytes to a log of 64 MiB segments that reclaims (4 reclaimed): p50 37.8µs, p99 179.2µs, p99.9 621.8µs, longest 1.8ms; CPU of the log's own turns p50 1.5µs, p99 38.7µs, p99.9 85.7µs, longest 2.5ms
+between two turns of a neighbour, 200000 puts/s of 100 bytes to a log of 64 MiB segments that has room (0 reclaimed): p50 34.5µs, p99 124.9µs, p99.9 255.9µs, longest 3.2ms; CPU of the log's own turns p50 1.4µs, p99 12.6µs, p99.9 51.6µs, longest 284.3µs
 gets with the log's pages dropped every 1000: 9000 of 10000 went to the disk; 0 major faults of the thread
 gets with the log's pages dropped every 500: 9220 of 10000 went to the disk; 1 major faults of the thread
 the line above in a group with 64 MiB for everything: the limit was met 59084 times; exit status: 0
@@ -67,9 +69,11 @@ def test_every_line_of_log_figures_that_a_goal_needs_is_read(compare, record):
         "put-p99:sync": 4.0,
         "sustained": 0.40,
         "writing": 1.8 / 1.5,
-        "reclaiming": 0.812,
-        "not-reclaiming": 3.0,
-        "reclaiming-more": 0.0,
+        "reclaiming-4": 0.912,
+        "not-reclaiming-4": 0.4917,
+        "reclaiming-64": 2.5,
+        "not-reclaiming-64": 0.2843,
+        "reclaiming-more": 2.2157,
         "faults": 0.0,
         "faults-pressed": 1.0,
         "amplification": 1.235,
