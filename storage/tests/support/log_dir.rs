@@ -1,6 +1,11 @@
 //! A log in a directory, opened and used on a core of its own.
 
-use std::{path::Path, rc::Rc, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    rc::Rc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use glommio::{LocalExecutorBuilder, Placement};
@@ -42,8 +47,9 @@ pub(crate) fn with_log<T: 'static, F>(
 where
     F: Future<Output = T> + 'static,
 {
+    let open_before = open_segments(&settings.dir);
     let opened = open(settings).unwrap_or_else(|error| panic!("{error}"));
-    let opening = opened.opening.clone();
+    let (opening, dir) = (opened.opening.clone(), settings.dir.clone());
     let executor = LocalExecutorBuilder::new(Placement::Unbound).io_memory(64 << 10).make().unwrap();
     let answer = executor.run(async move {
         let (log, keeper) = Log::new(opened, 0).await.unwrap();
@@ -56,12 +62,29 @@ where
         } else {
             run.cancel().await;
         }
-        // Files are closed by the ring once nobody has them, and stay open where the ring has gone before.
         drop(log);
-        glommio::timer::sleep(Duration::from_millis(1)).await;
+        segments_are_closed(&dir, open_before).await;
         answer
     });
     (opening, answer)
+}
+
+/// How many files of segments in `dir` this process has open.
+fn open_segments(dir: &Path) -> usize {
+    let is_segment = |path: &PathBuf| path.starts_with(dir) && path.to_string_lossy().contains("/segment-");
+    let open = fs::read_dir("/proc/self/fd").unwrap().filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+    open.filter(is_segment).count()
+}
+
+/// Waits until the ring has closed the files of a log that is gone: where the ring goes before, they stay open.
+async fn segments_are_closed(dir: &Path, open_before: usize) {
+    // Bounded, because a test may keep its log.
+    for _ in 0..100 {
+        if open_segments(dir) <= open_before {
+            return;
+        }
+        glommio::timer::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 pub(crate) async fn put(log: &Rc<Log<Disk>>, name: &str, value: &str) {

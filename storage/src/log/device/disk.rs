@@ -2,7 +2,8 @@
 //!
 //! Writes are direct where the filesystem allows it: nothing that is written once and read seldom should push out of the
 //! page cache what is read often, and a sync has little left to do. Reads are buffered, so that what is read twice is
-//! read from memory the second time: pages that a direct write has replaced are dropped by the kernel.
+//! read from memory the second time: pages that a direct write has replaced are dropped by the kernel. What is read to be
+//! reclaimed is read directly too.
 //!
 //! **Is it in memory?** `preadv2(RWF_NOWAIT)` tells and copies in one call that never waits and never faults. Measured
 //! against `mincore` and a copy out of a mapping, 512 MiB of ext4 in the page cache, random places, Linux 6.18, median of
