@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   one executor   log.run()     a writer: a few puts, then others' turn      a probe: asks for its turn again and again
-//!   phases         quiet, busy, quiet, busy, ...                              and notes when it got it
+//!   phases         nobody writes, the log does, a plain loop does, ...        and notes when it got it
 //! ```
 //! The probe wakes by a timer every 20 µs, as a request wakes a task by its socket; what it sees without the log is the noise
 //! of the machine, so each figure is beside that, of the same run.
@@ -19,16 +19,20 @@ use std::{
     time::{Duration, Instant},
 };
 
+use glommio::io::{DmaFile, OpenOptions};
 use milena_proto::placement::mix64;
 use milena_storage::{
     log::{Disk, Log, LogSettings, open},
     memory::{Lookup, Memory},
 };
 
-use crate::{NOW, at, cpu, entry, key, on_a_core, percentiles, spread, with_log};
+use crate::{NOW, PlainFile, at, cpu, entry, key, on_a_core, percentiles, spread, with_log};
 
-/// Phases of each kind.
+/// Phases of each kind; in those of one kind there are a hundred batches of gets beyond p99.9.
 const PHASES: usize = 10;
+
+/// How often these phases are gone through, each time for a figure of its own.
+const GROUPS: usize = 5;
 
 const PHASE: Duration = Duration::from_secs(1);
 
@@ -100,39 +104,84 @@ async fn gets(memory: &RefCell<Memory>) -> Vec<Duration> {
     took
 }
 
-/// p99.9 of gets from memory while the log writes at full speed, against without.
-pub(crate) fn gets_while_writing(settings: &LogSettings) {
+/// Bytes that the plain writer writes at once: as many as the log.
+const PLAIN_BYTES: usize = 256 << 10;
+
+/// Who writes while memory is asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Nobody,
+    Log,
+    Plain,
+}
+
+/// Writes to a file as many bytes a second as the log did, with nothing around it: what any program would do to its core.
+async fn write_plainly(writer: &Writer, file: &DmaFile, bytes_per_s: &Cell<f64>) {
+    let (mut begun, mut written) = (Instant::now(), 0);
+    let mut offset = 0;
+    while !writer.has_ended.get() {
+        if !writer.is_busy.get() {
+            (begun, written) = (Instant::now(), 0);
+            turn().await;
+            continue;
+        }
+        if (written as f64) < begun.elapsed().as_secs_f64() * bytes_per_s.get() {
+            let mut buffer = file.alloc_dma_buffer(PLAIN_BYTES);
+            buffer.as_bytes_mut().fill(7);
+            written += file.write_at(buffer, offset).await.expect("there is room");
+            offset = (offset + PLAIN_BYTES as u64) % PlainFile::FILE_BYTES;
+        }
+        turn().await;
+    }
+}
+
+/// p99.9 of gets from memory while the log writes at full speed, and while a plain program writes as much, against without.
+pub(crate) fn gets_while_writing(settings: &LogSettings, plain: &Path) {
+    let plain = plain.to_owned();
     with_log(settings, true, |log| async move {
         let memory = RefCell::new(Memory::new(256 << 20, 0));
         for number in 0..MEMORY_KEYS {
             memory.borrow_mut().insert(key(number).as_ref(), &entry(100), None, NOW);
         }
-        let writer = Writer::default();
+        let file = OpenOptions::new().write(true).dma_open(&plain).await.expect("it was made");
+        let (writer, plain_writer, bytes_per_s) = (Writer::default(), Writer::default(), Cell::new(0.0));
         let phases = async {
-            let (mut ratios, mut quiet_all, mut busy_all) = (Vec::new(), Vec::new(), Vec::new());
-            for _ in 0..PHASES {
-                writer.is_busy.set(false);
-                let mut quiet = gets(&memory).await;
-                writer.is_busy.set(true);
-                let mut busy = gets(&memory).await;
-                ratios.push(at(&mut busy, 999).as_secs_f64() / at(&mut quiet, 999).as_secs_f64());
-                quiet_all.extend(quiet);
-                busy_all.extend(busy);
+            let written_bytes = || log.figures().counts.written_bytes as f64;
+            let mut took_of: [Vec<Duration>; 3] = Default::default();
+            let mut ratios_of: [Vec<f64>; 2] = Default::default();
+            for _ in 0..GROUPS {
+                let mut group: [Vec<Duration>; 3] = Default::default();
+                for phase in [Phase::Nobody, Phase::Log, Phase::Plain].repeat(PHASES) {
+                    writer.is_busy.set(phase == Phase::Log);
+                    plain_writer.is_busy.set(phase == Phase::Plain);
+                    let before = written_bytes();
+                    group[phase as usize].extend(gets(&memory).await);
+                    if phase == Phase::Log {
+                        bytes_per_s.set((written_bytes() - before) / PHASE.as_secs_f64());
+                    }
+                }
+                let [nobody, log, plain] = group.each_mut().map(|took| at(took, 999).as_secs_f64());
+                ratios_of[0].push(log / nobody);
+                ratios_of[1].push(plain / nobody);
+                took_of.iter_mut().zip(group).for_each(|(all, took)| all.extend(took));
             }
             writer.has_ended.set(true);
-            let mib = log.figures().counts.written_bytes as f64 / (1 << 20) as f64;
+            plain_writer.has_ended.set(true);
+            let seconds = (GROUPS * PHASES) as f64 * PHASE.as_secs_f64();
+            let mib = written_bytes() / f64::from(1 << 20) / seconds;
+            let [nobody, log, plain] = took_of.each_mut().map(|took| percentiles(took));
+            let [log_ratio, plain_ratio] = ratios_of.each_mut().map(|ratios| spread(ratios));
+            println!("get from memory, {GETS_PER_BATCH} every {GETS_INTERVAL:?}, nobody writes: {nobody}");
+            println!("the same while the log writes {mib:.0} MiB/s: {log}; p99.9 within a group {log_ratio} times");
             println!(
-                "get from memory, {GETS_PER_BATCH} every {GETS_INTERVAL:?}, nobody writes: {}",
-                percentiles(&mut quiet_all)
-            );
-            println!(
-                "the same while the log writes {:.0} MiB/s: {}; p99.9 within a pair {} times",
-                mib / (PHASES as f64 * PHASE.as_secs_f64()),
-                percentiles(&mut busy_all),
-                spread(&mut ratios)
+                "the same while a plain loop writes as much, {} KiB at a time: {plain}; p99.9 within a group {plain_ratio} \
+                 times",
+                PLAIN_BYTES >> 10
             );
         };
-        futures::future::join(writer.run(Rc::clone(&log), 1024, None), phases).await;
+        let writing = writer.run(Rc::clone(&log), 1024, None);
+        futures::future::join3(writing, write_plainly(&plain_writer, &file, &bytes_per_s), phases).await;
+        file.close().await.expect("it is open");
     });
 }
 

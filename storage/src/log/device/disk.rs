@@ -17,7 +17,7 @@
 //! Besides, a page can go between `mincore` and the copy, and the core would wait for the disk without knowing. So the
 //! mappings serve the start, and a core touches none: it takes no major fault, and no SIGBUS where a file was cut short.
 
-use std::{future::Future, io, os::fd::AsRawFd as _, path::Path, rc::Rc, time::Duration};
+use std::{future::Future, io, os::fd::AsRawFd, path::Path, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use glommio::{
@@ -81,6 +81,7 @@ impl Writer {
         match self {
             Self::Direct { file, durable: durable_file } => {
                 let file = if durable { durable_file } else { file };
+                forget_pages(file, offset, blocks.len());
                 let mut buffer = file.alloc_dma_buffer(blocks.len());
                 buffer.as_bytes_mut().copy_from_slice(blocks);
                 Ok(file.write_at(buffer, offset).await?)
@@ -94,6 +95,16 @@ impl Writer {
             }
         }
     }
+}
+
+/// Lets go of pages in memory that a read has brought there and that are to be overwritten. The ring would hand a direct write
+/// that meets one to a worker thread, whose submission takes a processor from somebody: two writes of five, in a log of which
+/// one put in four hundred reads a record. About a microsecond where there are none.
+fn forget_pages(file: &impl AsRawFd, offset: u64, len: usize) {
+    let (offset, len) = (offset.cast_signed(), i64::try_from(len).expect("less than a segment"));
+    // Advice: without it the write is slower, and no less right.
+    // SAFETY: no pointers, and the file is open.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), offset, len, libc::POSIX_FADV_DONTNEED) };
 }
 
 impl Disk {
@@ -215,5 +226,43 @@ impl Device for Disk {
 
     fn pause(&self, duration: Duration) -> impl Future<Output = ()> + 'static {
         milena_net::task::sleep(duration)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, io::Write as _, os::unix::fs::FileExt as _};
+
+    use super::*;
+
+    /// Which pages of a file are in memory, by a mapping that nobody touches.
+    fn resident_pages(file: &File) -> Vec<bool> {
+        // SAFETY: the file is nobody else's.
+        let mapping = unsafe { memmap2::Mmap::map(file) }.unwrap();
+        let mut pages = vec![0_u8; mapping.len() / BLOCK_BYTES];
+        let start = mapping.as_ptr().cast_mut().cast();
+        // SAFETY: there is room for as many pages as the mapping has.
+        assert_eq!(unsafe { libc::mincore(start, mapping.len(), pages.as_mut_ptr()) }, 0);
+        pages.into_iter().map(|page| page & 1 != 0).collect()
+    }
+
+    /// In a file where the test itself was built: the usual place may be in memory, where pages are all there is of a file.
+    #[test]
+    fn pages_that_are_to_be_overwritten_are_let_go_of_and_their_neighbours_stay() {
+        let beside = std::env::current_exe().unwrap();
+        let mut file = tempfile::tempfile_in(beside.parent().unwrap()).unwrap();
+        file.write_all(&[7; 8 * BLOCK_BYTES]).unwrap();
+        file.sync_all().unwrap();
+        forget_pages(&file, 0, 8 * BLOCK_BYTES);
+        assert_eq!(resident_pages(&file), [false; 8]);
+        // As a log reads records: without such advice the pages would come, and go, together.
+        // SAFETY: no pointers, and the file is open.
+        assert_eq!(unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) }, 0);
+        for page in 0..8 {
+            file.read_exact_at(&mut [0; 100], page * BLOCK_BYTES as u64).unwrap();
+        }
+        assert_eq!(resident_pages(&file), [true; 8]);
+        forget_pages(&file, 2 * BLOCK_BYTES as u64, 4 * BLOCK_BYTES);
+        assert_eq!(resident_pages(&file), [true, true, false, false, false, false, true, true]);
     }
 }
