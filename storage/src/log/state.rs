@@ -4,9 +4,9 @@
 //! ```text
 //!   locate ─▶ [read the candidates] ─▶ put, delete ─▶ pending ──begin_cycle──▶ [write, sync] ──end_cycle──▶ durable
 //!
-//!   a cycle  cut all pending ─▶ write all batches, durably if they must survive ─▶ sync what was written before ─▶ wake
+//!   a cycle  cut all pending ─▶ write all batches, durably if they must survive; sync what was written before ─▶ wake
 //!            footers come a cycle after their records are durable; voids when all that was copied is
-//!            another may begin meanwhile, if both are nothing but records that must survive; they end in their order
+//!            another may begin meanwhile, if the writes of both make all of it durable; they end in their order
 //! ```
 //! **The invariant that keeps the dead dead.** For every key, of all its records on disk the one with the highest
 //! sequence is either the one that the index points to, or a tombstone. So a restart, which sees only the disk, finds
@@ -210,16 +210,17 @@ enum Purpose {
 #[derive(Debug)]
 pub(super) struct Cycle {
     pub(super) batches: Vec<Batch>,
-    /// Segments to be synced after that, because of what earlier cycles wrote to them; none unless `is_synced`.
+    /// Segments to be synced too, because of what earlier cycles wrote to them; none unless `is_synced`.
     pub(super) syncs: BTreeSet<SegmentNumber>,
     is_synced: bool,
     upto: Sequence,
 }
 
 impl Cycle {
-    /// Whether the write of a batch is to make it durable, because no sync follows that would.
+    /// Whether the write of a batch is to make it durable, because no sync follows that would. A footer's always is: nothing
+    /// else of its segment waits for a sync, which acknowledged writes would wait for then.
     pub(super) fn is_durable(&self, batch: &Batch) -> bool {
-        self.is_synced && !self.syncs.contains(&batch.segment)
+        is_footer(batch) || self.is_synced && !self.syncs.contains(&batch.segment)
     }
 
     /// Segments that are durable to their end when it is done.
@@ -227,6 +228,10 @@ impl Cycle {
         let written = self.batches.iter().filter(|batch| self.is_durable(batch)).map(|batch| batch.segment);
         self.syncs.iter().copied().chain(written).collect()
     }
+}
+
+fn is_footer(batch: &Batch) -> bool {
+    batch.content == Content::Footer
 }
 
 /// What of a cycle failed.
@@ -555,18 +560,15 @@ impl State {
         !self.is_offline && is_urgent
     }
 
-    /// Whether another cycle may begin before those that have begun are over, and brings nearer to the disk what comes
-    /// after them. They and it must be records that are made durable by their write: a sync covers what was written
-    /// before it began, footers and voids follow what they tell of, and trouble is dealt with in its order.
+    /// Whether another cycle may begin before those that have begun are over, and brings nearer to the disk what comes after
+    /// them. All of them must be durable by their writes alone, since a sync covers what was written before it began; and
+    /// trouble is dealt with in its order.
     pub(super) fn may_overlap(&self) -> bool {
-        let may_go = self.later.iter().any(|(needed, _)| *needed <= self.durable);
         !self.is_offline
             && self.given < self.last_sequence()
-            && !may_go
             && self.unsynced.is_empty()
             && self.blocking.is_empty()
             && self.failures_in_a_row == 0
-            && self.tail.flying().all(|batch| batch.content == Content::Records)
     }
 
     /// Whether a batch of a segment is on its way to the disk.
@@ -577,7 +579,7 @@ impl State {
     /// Gives everything that may be written to the writer.
     pub(super) fn begin_cycle(&mut self, must_sync: bool) -> Cycle {
         let durable = self.durable;
-        let mut has_void = false;
+        let mut has_void = self.tail.flying().any(|batch| batch.content == Content::Void);
         // One void at a time, in their order: what was let go without a tombstone, because nothing older of it was left,
         // must not outlast by a crash what had gone before it.
         let may_go = |(needed, batch): &mut (Sequence, Batch)| {
@@ -595,7 +597,7 @@ impl State {
         let syncs = if is_synced {
             self.unsynced.clone()
         } else {
-            self.unsynced.extend(batches.iter().map(|batch| batch.segment));
+            self.unsynced.extend(batches.iter().filter(|batch| !is_footer(batch)).map(|batch| batch.segment));
             BTreeSet::new()
         };
         Cycle { batches, syncs, is_synced, upto: self.given }

@@ -7,6 +7,7 @@ mod dirty;
 mod dirty_model;
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     future::Future,
     pin::{Pin, pin},
@@ -1001,6 +1002,94 @@ fn two_writes_are_in_the_air_and_who_waited_is_told_once_the_next_is_with_the_di
     assert_eq!(bench.device.calls() - before, 3, "one write for two, begun before the first was told");
     assert!(bench.finish(futures::future::join_all(waits)).iter().all(Result::is_ok));
     assert_eq!(bench.device.calls() - before, 3);
+}
+
+#[test]
+fn a_footer_in_the_air_keeps_no_acknowledged_write_waiting() {
+    let mut bench = Bench::new(16);
+    bench.device.set_delay_max(5000);
+    let is_sealing = |bench: &Bench| bench.log.state.borrow().segments[0].state == SegmentState::Sealing;
+    let mut last = None;
+    for number in 0..SEGMENT_BYTES as usize / (4 << 10) + 1 {
+        last = Some(bench.put(&format!("k{number}"), &[7; 4 << 10]).unwrap());
+    }
+    bench.durable(last.unwrap()).unwrap();
+    (0..10).for_each(|_| bench.turn());
+    assert!(is_sealing(&bench) && bench.log.state.borrow().is_in_the_air(0), "its footer is on its way");
+    let calls = bench.device.calls();
+    let position = bench.put("a", b"one").unwrap();
+    let mut wait = Box::pin(Rc::clone(&bench.log).durable(position));
+    assert!((&mut wait).now_or_never().is_none());
+    bench.turn();
+    assert!(is_sealing(&bench));
+    assert_eq!(bench.device.calls(), calls + 1, "and the record beside it");
+    assert!(bench.finish(wait).is_ok());
+}
+
+/// Puts and deletes its keys in turn for ever, each change durable before the next begins.
+async fn change_for_ever(log: Rc<Log<Scripted>>, changes: &[Cell<Changes>], first: usize) {
+    for number in first.. {
+        let changes = &changes[first + number % KEYS_OF_A_WRITER];
+        let name = format!("k{}", first + number % KEYS_OF_A_WRITER);
+        let Changes { begun, durable } = changes.get();
+        changes.set(Changes { begun: begun + 1, durable });
+        let (key, log) = (key(&name), Rc::clone(&log));
+        let position = if is_delete(begun + 1) {
+            Rc::clone(&log).delete(key, NOW).await
+        } else {
+            let value = format!("{:08}{}", begun + 1, "x".repeat(3000));
+            Rc::clone(&log).put(key, entry(value.as_bytes(), "v"), None, NOW).await
+        };
+        log.durable(position.unwrap()).await.unwrap();
+        changes.set(Changes { begun: begun + 1, durable: begun + 1 });
+    }
+}
+
+/// The changes of a key are numbered from 1.
+#[derive(Clone, Copy, Default)]
+struct Changes {
+    begun: u64,
+    durable: u64,
+}
+
+const KEYS_OF_A_WRITER: usize = 5;
+
+fn is_delete(change: u64) -> bool {
+    change.is_multiple_of(4)
+}
+
+#[test]
+fn a_crash_while_writes_footers_and_voids_are_in_the_air_takes_no_key_back() {
+    const WRITERS: usize = 6;
+    let mut reclaimed = 0;
+    for seed in seeds(40) {
+        let mut bench = Bench::with_seed(16, seed);
+        bench.device.set_delay_max(1 + seed % 20);
+        let changes: [Cell<Changes>; WRITERS * KEYS_OF_A_WRITER] = Default::default();
+        {
+            let first_keys = (0..WRITERS).map(|writer| writer * KEYS_OF_A_WRITER);
+            let writers = first_keys.map(|first| change_for_ever(Rc::clone(&bench.log), &changes, first));
+            let mut writers = Box::pin(futures::future::join_all(writers));
+            for _ in 0..2000 + Random(seed).below(2000) {
+                assert!((&mut writers).now_or_never().is_none());
+                bench.turn();
+            }
+        }
+        reclaimed += bench.log.figures().counts.reclaimed;
+        bench.device.lose_power();
+        let mut bench = bench.restarted();
+        for (number, changes) in changes.iter().enumerate() {
+            let Changes { begun, durable } = changes.get();
+            let value = bench.value(&format!("k{number}"));
+            let found = value.map(|value| value[..8].parse::<u64>().unwrap());
+            // None where it made room, and where a deletion is the newest.
+            assert!(
+                found.is_none_or(|found| (durable..=begun).contains(&found) && !is_delete(found)),
+                "seed {seed}, k{number}: {found:?} of {durable} to {begun}"
+            );
+        }
+    }
+    assert!(reclaimed > 0);
 }
 
 #[test]

@@ -1,16 +1,21 @@
 //! How a log writes: what has gathered is written while the next gathers, and one write serves all who wait.
 //!
 //! ```text
-//!   gather ──▶ somebody waits? enough bytes? ──▶ write all, durably if wanted ──▶ sync what was written before, if wanted
+//!   gather ──▶ somebody waits? enough bytes? ──▶ write all, durably if wanted; sync what was written before, if wanted
 //!                                                  └─▶ it is with the disk: tell some who waited for the one before
 //!
-//!   disk   ├── cycle 1 ──┤├── cycle 3 ──┤        a second begins while the first is in the air, where both are records
-//!               ├── cycle 2 ──┤├── cycle 4 ──┤    that somebody waits for
+//!   disk   ├── cycle 1 ──┤├── cycle 3 ──┤        a second begins while the first is in the air, where somebody waits for it
+//!               ├── cycle 2 ──┤├── cycle 4 ──┤    and neither has anything to sync
 //! ```
 //! Who is told has something to do, all of it before the core looks at its ring again: if they were told first, the disk
 //! would have nothing to do meanwhile.
 
-use std::{collections::VecDeque, pin::pin, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, VecDeque},
+    pin::pin,
+    time::Duration,
+};
 
 use futures::{
     FutureExt as _, StreamExt as _,
@@ -20,6 +25,7 @@ use futures::{
 
 use super::{
     Device, Log, LogError, Over, Trouble, Waiter,
+    segment::SegmentNumber,
     state::{Cycle, Failures},
 };
 
@@ -170,30 +176,31 @@ impl<D: Device> Log<D> {
     }
 
     async fn perform(&self, cycle: &Cycle) -> Failures {
-        let mut failures = Failures::default();
-        let writes = cycle.batches.iter().map(|batch| {
-            let durable = cycle.is_durable(batch);
-            let write = self.device.write(batch.segment, batch.offset, batch.bytes.clone(), durable);
-            async move { (batch.segment, write.await) }
-        });
-        for (segment, written) in future::join_all(writes).await {
+        let segments: BTreeSet<_> =
+            cycle.batches.iter().map(|batch| batch.segment).chain(cycle.syncs.clone()).collect();
+        let failures = RefCell::default();
+        future::join_all(segments.into_iter().map(|segment| self.perform_on(segment, cycle, &failures))).await;
+        failures.into_inner()
+    }
+
+    /// All that a cycle does to one segment; it waits for no other's.
+    async fn perform_on(&self, segment: SegmentNumber, cycle: &Cycle, failures: &RefCell<Failures>) {
+        let batches = cycle.batches.iter().filter(|batch| batch.segment == segment);
+        let writes =
+            batches.map(|batch| self.device.write(segment, batch.offset, batch.bytes.clone(), cycle.is_durable(batch)));
+        for written in future::join_all(writes).await {
             if let Err(error) = written {
                 self.notice(segment, Trouble::Unwritable { segment, error });
-                failures.writes.insert(segment);
+                failures.borrow_mut().writes.insert(segment);
             }
         }
-        let to_sync = cycle.syncs.iter().filter(|segment| !failures.writes.contains(segment));
-        let syncs = to_sync.map(|&segment| {
-            let sync = self.device.sync(segment);
-            async move { (segment, sync.await) }
-        });
-        for (segment, synced) in future::join_all(syncs).await {
-            if let Err(error) = synced {
-                self.notice(segment, Trouble::Unsynced { segment, error });
-                failures.syncs.insert(segment);
-            }
+        if !cycle.syncs.contains(&segment) || failures.borrow().writes.contains(&segment) {
+            return;
         }
-        failures
+        if let Err(error) = self.device.sync(segment).await {
+            self.notice(segment, Trouble::Unsynced { segment, error });
+            failures.borrow_mut().syncs.insert(segment);
+        }
     }
 
     /// Those who need not wait any longer, and how it has ended.
