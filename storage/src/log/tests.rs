@@ -1026,22 +1026,56 @@ fn a_footer_in_the_air_keeps_no_acknowledged_write_waiting() {
     assert!(bench.finish(wait).is_ok());
 }
 
+#[test]
+fn a_void_waits_until_the_one_before_is_on_disk_and_holds_up_no_acknowledged_write() {
+    let mut bench = Bench::new(16);
+    // Two segments of which nothing is needed: every key is written once more.
+    for _ in 0..2 {
+        for number in 0..2 * SEGMENT_BYTES as usize / (4 << 10) {
+            bench.put_durably(&format!("k{number}"), &[7; 4 << 10]);
+        }
+    }
+    bench.flush();
+    bench.device.set_delay_max(5000);
+    for segment in [0, 1] {
+        let mut state = bench.log.state.borrow_mut();
+        assert_eq!(state.segments[usize::from(segment)].live_count, 0);
+        state.begin_reclaiming(segment);
+        state.release(segment);
+    }
+    let are_in_the_air = |bench: &Bench| [0, 1].map(|segment| bench.log.state.borrow().is_in_the_air(segment));
+    bench.log.work.ring();
+    bench.turn();
+    assert_eq!(are_in_the_air(&bench), [true, false]);
+    let calls = bench.device.calls();
+    let position = bench.put("a", b"one").unwrap();
+    let mut wait = Box::pin(Rc::clone(&bench.log).durable(position));
+    assert!((&mut wait).now_or_never().is_none());
+    bench.turn();
+    assert_eq!(
+        (are_in_the_air(&bench), bench.device.calls()),
+        ([true, false], calls + 1),
+        "the record beside the void"
+    );
+    assert!(bench.finish(wait).is_ok());
+    bench.flush();
+    assert_eq!(bench.log.figures().counts.reclaimed, 2);
+}
+
 /// Puts and deletes its keys in turn for ever, each change durable before the next begins.
 async fn change_for_ever(log: Rc<Log<Scripted>>, changes: &[Cell<Changes>], first: usize) {
-    for number in first.. {
-        let changes = &changes[first + number % KEYS_OF_A_WRITER];
-        let name = format!("k{}", first + number % KEYS_OF_A_WRITER);
-        let Changes { begun, durable } = changes.get();
-        changes.set(Changes { begun: begun + 1, durable });
-        let (key, log) = (key(&name), Rc::clone(&log));
-        let position = if is_delete(begun + 1) {
+    for number in (first..first + KEYS_OF_A_WRITER).cycle() {
+        let Changes { begun, durable } = changes[number].get();
+        let (key, change) = (key(&format!("k{number}")), begun + 1);
+        changes[number].set(Changes { begun: change, durable });
+        let position = if is_delete(change) {
             Rc::clone(&log).delete(key, NOW).await
         } else {
-            let value = format!("{:08}{}", begun + 1, "x".repeat(3000));
+            let value = format!("{change:08}{}", "x".repeat(3000));
             Rc::clone(&log).put(key, entry(value.as_bytes(), "v"), None, NOW).await
         };
-        log.durable(position.unwrap()).await.unwrap();
-        changes.set(Changes { begun: begun + 1, durable: begun + 1 });
+        Rc::clone(&log).durable(position.unwrap()).await.unwrap();
+        changes[number].set(Changes { begun: change, durable: change });
     }
 }
 

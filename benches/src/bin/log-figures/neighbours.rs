@@ -37,7 +37,10 @@ const GROUPS: usize = 5;
 const PHASE: Duration = Duration::from_secs(1);
 
 /// Puts of a writer between two turns of others.
-const PUTS_PER_TURN: u64 = 8;
+const PUTS_PER_TURN: usize = 8;
+
+/// Bytes that the plain writer writes at once: as many as the log.
+const PLAIN_BYTES: usize = 256 << 10;
 
 /// When a batch of gets is due, whatever became of the one before.
 const GETS_INTERVAL: Duration = Duration::from_micros(100);
@@ -60,28 +63,47 @@ async fn turn() {
 struct Writer {
     is_busy: Cell<bool>,
     has_ended: Cell<bool>,
-    puts: Cell<u64>,
+    /// How much it writes in a second at most, if there is a limit.
+    rate: Cell<Option<f64>>,
 }
 
 impl Writer {
-    /// Puts of `value_bytes` while it is busy, at most `rate` a second.
-    async fn run(&self, log: Rc<Log<Disk>>, value_bytes: usize, rate: Option<u64>) {
-        let mut begun = Instant::now();
-        let mut count = 0;
+    /// Writes while it is busy; `write` answers how much that was, in the unit of the rate.
+    async fn run(&self, mut write: impl AsyncFnMut() -> u64) {
+        let (mut begun, mut written) = (Instant::now(), 0);
         while !self.has_ended.get() {
             if !self.is_busy.get() {
-                (begun, count) = (Instant::now(), 0);
-                turn().await;
-                continue;
-            }
-            let is_due = rate.is_none_or(|rate| count < (begun.elapsed().as_secs_f64() * rate as f64) as u64);
-            for _ in 0..if is_due { PUTS_PER_TURN } else { 0 } {
-                let number = self.puts.replace(self.puts.get() + 1);
-                Rc::clone(&log).put(key(number), entry(value_bytes), None, NOW).await.expect("there is room");
-                count += 1;
+                (begun, written) = (Instant::now(), 0);
+            } else if self.rate.get().is_none_or(|rate| (written as f64) < begun.elapsed().as_secs_f64() * rate) {
+                written += write().await;
             }
             turn().await;
         }
+    }
+
+    /// Puts of `value_bytes`, each under another key.
+    async fn put(&self, log: &Rc<Log<Disk>>, value_bytes: usize) {
+        let mut numbers = 0..;
+        let a_few = async || {
+            for number in numbers.by_ref().take(PUTS_PER_TURN) {
+                Rc::clone(log).put(key(number), entry(value_bytes), None, NOW).await.expect("there is room");
+            }
+            PUTS_PER_TURN as u64
+        };
+        self.run(a_few).await;
+    }
+
+    /// Bytes to a file that was written before, with nothing around it: what any program would do to its core.
+    async fn write_plainly(&self, file: &DmaFile) {
+        let mut offset = 0;
+        let a_batch = async || {
+            let mut buffer = file.alloc_dma_buffer(PLAIN_BYTES);
+            buffer.as_bytes_mut().fill(7);
+            let written = file.write_at(buffer, offset).await.expect("there is room");
+            offset = (offset + PLAIN_BYTES as u64) % PlainFile::FILE_BYTES;
+            written as u64
+        };
+        self.run(a_batch).await;
     }
 }
 
@@ -104,35 +126,12 @@ async fn gets(memory: &RefCell<Memory>) -> Vec<Duration> {
     took
 }
 
-/// Bytes that the plain writer writes at once: as many as the log.
-const PLAIN_BYTES: usize = 256 << 10;
-
 /// Who writes while memory is asked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Nobody,
     Log,
     Plain,
-}
-
-/// Writes to a file as many bytes a second as the log did, with nothing around it: what any program would do to its core.
-async fn write_plainly(writer: &Writer, file: &DmaFile, bytes_per_s: &Cell<f64>) {
-    let (mut begun, mut written) = (Instant::now(), 0);
-    let mut offset = 0;
-    while !writer.has_ended.get() {
-        if !writer.is_busy.get() {
-            (begun, written) = (Instant::now(), 0);
-            turn().await;
-            continue;
-        }
-        if (written as f64) < begun.elapsed().as_secs_f64() * bytes_per_s.get() {
-            let mut buffer = file.alloc_dma_buffer(PLAIN_BYTES);
-            buffer.as_bytes_mut().fill(7);
-            written += file.write_at(buffer, offset).await.expect("there is room");
-            offset = (offset + PLAIN_BYTES as u64) % PlainFile::FILE_BYTES;
-        }
-        turn().await;
-    }
 }
 
 /// p99.9 of gets from memory while the log writes at full speed, and while a plain program writes as much, against without.
@@ -144,7 +143,7 @@ pub(crate) fn gets_while_writing(settings: &LogSettings, plain: &Path) {
             memory.borrow_mut().insert(key(number).as_ref(), &entry(100), None, NOW);
         }
         let file = OpenOptions::new().write(true).dma_open(&plain).await.expect("it was made");
-        let (writer, plain_writer, bytes_per_s) = (Writer::default(), Writer::default(), Cell::new(0.0));
+        let (writer, plain_writer) = (Writer::default(), Writer::default());
         let phases = async {
             let written_bytes = || log.figures().counts.written_bytes as f64;
             let mut took_of: [Vec<Duration>; 3] = Default::default();
@@ -157,7 +156,7 @@ pub(crate) fn gets_while_writing(settings: &LogSettings, plain: &Path) {
                     let before = written_bytes();
                     group[phase as usize].extend(gets(&memory).await);
                     if phase == Phase::Log {
-                        bytes_per_s.set((written_bytes() - before) / PHASE.as_secs_f64());
+                        plain_writer.rate.set(Some((written_bytes() - before) / PHASE.as_secs_f64()));
                     }
                 }
                 let [nobody, log, plain] = group.each_mut().map(|took| at(took, 999).as_secs_f64());
@@ -179,8 +178,7 @@ pub(crate) fn gets_while_writing(settings: &LogSettings, plain: &Path) {
                 PLAIN_BYTES >> 10
             );
         };
-        let writing = writer.run(Rc::clone(&log), 1024, None);
-        futures::future::join3(writing, write_plainly(&plain_writer, &file, &bytes_per_s), phases).await;
+        futures::future::join3(writer.put(&log, 1024), plain_writer.write_plainly(&file), phases).await;
         file.close().await.expect("it is open");
     });
 }
@@ -244,7 +242,8 @@ pub(crate) fn turns_while_reclaiming(full: &LogSettings, roomy: &LogSettings, lo
             let turns = Turns { task: Box::pin(Rc::clone(log).run()), took: Rc::clone(took) };
             runs.push(glommio::spawn_local(turns));
         }
-        let writers = [Writer::default(), Writer::default()];
+        let writers: [Writer; 2] = Default::default();
+        writers.iter().for_each(|writer| writer.rate.set(Some(rate as f64)));
         let phases = async {
             let mut gaps_of = [Vec::new(), Vec::new()];
             for _ in 0..PHASES {
@@ -270,10 +269,7 @@ pub(crate) fn turns_while_reclaiming(full: &LogSettings, roomy: &LogSettings, lo
             }
         };
         let [first, second] = &writers;
-        let writing = futures::future::join(
-            first.run(Rc::clone(&full), value_bytes, Some(rate)),
-            second.run(Rc::clone(&roomy), value_bytes, Some(rate)),
-        );
+        let writing = futures::future::join(first.put(&full, value_bytes), second.put(&roomy, value_bytes));
         futures::future::join(writing, phases).await;
         for run in runs {
             run.cancel().await;
