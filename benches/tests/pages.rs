@@ -115,14 +115,15 @@ fn a_goal_that_is_missed_is_said_and_so_is_one_that_not_every_sample_reaches() {
 #[test]
 fn a_large_figure_is_good_where_it_should_be_large() {
     let folder = Folder::new();
-    let figures = [figure("95-5/throughput", 11.0, 12.0, 13.0), figure("50-50/throughput", 8.0, 9.0, 9.5)];
+    let figures = [figure("s3/95-5/throughput", 11.0, 12.0, 13.0), figure("s3/50-50/throughput", 8.0, 9.0, 9.5)];
     folder.record("one-lock", &record("measured", "", &figures));
     let index = folder.written();
     assert!(
-        row(&index, "throughput, 95 % Get, 5 % Put", "one lock around all tiers (a stand-in)").ends_with("| reached |")
+        row(&index, "throughput, 95 % Get, 5 % Put, S3 below", "one lock around all tiers (a stand-in)")
+            .ends_with("| reached |")
     );
     assert!(
-        row(&index, "throughput, half Get, half Put", "one lock around all tiers (a stand-in)")
+        row(&index, "throughput, half Get, half Put, S3 below", "one lock around all tiers (a stand-in)")
             .ends_with("| **missed** |")
     );
 }

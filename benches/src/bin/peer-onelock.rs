@@ -1,7 +1,7 @@
 //! What Milena's node is compared with as its predecessor's stand-in: every call holds one lock around all tiers.
 //!
 //! ```text
-//!   peer-onelock 127.0.0.1:6003 DIR
+//!   peer-onelock 127.0.0.1:6003 DIR      the store: as for a node in STORE, S3_ENDPOINT and the credentials' variables
 //!
 //!   Get   lock ─ memory ─ disk ─ store ─ fill disk and memory ─ unlock      a hit waits behind whoever waits for the store
 //!   Put   lock ─ store ─ disk ─ memory ─ unlock                             one request to the store at a time
@@ -9,9 +9,8 @@
 //! This is no copy of the predecessor, but a server written after a description of it: tonic on a runtime of several
 //! threads, and one asynchronous mutex that is held across every await. What is below the lock is, if anything, faster than
 //! it was there: memory by count of entries, as there; for the disk one file that is appended to, never synced and never
-//! collected, with its index in memory, in the place of an LSM tree; and for the store Milena's own directory store, with
-//! the same promise as the node that it is compared with. There is no protoc, so the service below is what tonic's
-//! generator would have written.
+//! collected, with its index in memory, in the place of an LSM tree; and for the store Milena's own, with the same promise as
+//! the node that it is compared with. There is no protoc, so the service below is what tonic's generator would have written.
 
 use std::{
     collections::HashMap,
@@ -34,7 +33,7 @@ use milena_proto::{
 };
 use milena_storage::{
     Condition, Error, Put, Timestamp,
-    object::{Asker, Store, directory::Directory},
+    object::{self, Asker, Store, StoreConfig, StoreSettings},
 };
 use tokio::{sync::Mutex, task::spawn_blocking};
 use tonic::{
@@ -59,7 +58,7 @@ const NOW: Timestamp = Timestamp(0);
 struct Tiers {
     memory: HashMap<Key, Bytes, ahash::RandomState>,
     disk: Disk,
-    store: Arc<Directory>,
+    store: Arc<dyn Store>,
 }
 
 /// Values behind one another in a file.
@@ -237,10 +236,21 @@ impl NamedService for Cache {
 
 fn open(dir: &Path) -> Result<Cache, String> {
     fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
-    let store = Directory::open(&dir.join("store")).map_err(|error| error.to_string())?;
+    let store = open_store(dir)?;
     let disk = Disk::create(&dir.join("values")).map_err(|error| format!("{}: {error}", dir.display()))?;
-    let tiers = Tiers { memory: HashMap::default(), disk, store: Arc::new(store) };
+    let tiers = Tiers { memory: HashMap::default(), disk, store };
     Ok(Cache { tiers: Arc::new(Mutex::new(tiers)) })
+}
+
+/// What the environment names; a directory in `dir` where it names none.
+fn open_store(dir: &Path) -> Result<Arc<dyn Store>, String> {
+    let variables = ["STORE", "S3_ENDPOINT", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
+    let found = variables.map(|variable| env::var(variable).ok());
+    let [store, s3_endpoint, access_key_id, secret_access_key] = found.each_ref().map(Option::as_deref);
+    let settings = StoreSettings { store, s3_endpoint, access_key_id, secret_access_key, ..StoreSettings::none(dir) };
+    let config = StoreConfig::read(&settings).map_err(|error| error.to_string())?;
+    let store = object::open(&config).map_err(|error| error.to_string())?;
+    store.ok_or_else(|| "STORE=none: there is nothing to be compared with".to_owned())
 }
 
 fn main() -> ExitCode {
